@@ -1,0 +1,138 @@
+"""Accuracy and latency on test.txt, of a PyTorch checkpoint or of an ONNX file that quantize.py wrote.
+
+    python evaluate.py --config=configs/config-bert-cls.json --data_dir=data/sst2 \\
+        --bert_output_dir=bert-checkpoint-teacher --model_path=pytorch-model-teacher.pt
+    python evaluate.py --config=configs/config-bert-cls.json --data_dir=data/sst2 \\
+        --bert_output_dir=bert-checkpoint-pruned --enable_ort --onnx_path=pytorch-model-pruned.int8.onnx --num_threads=2
+
+Times the model alone, batch by batch: no tokenizing, no loading, and a warm-up that is not counted. Latencies are those
+of one batch, one row by default. --use_fixed_seq_length pads every row to n_ctx, the naive way, for comparison.
+"""
+
+import argparse
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, classification_report, confusion_matrix
+from tqdm import tqdm
+
+from utils.arguments import add_data_options, add_device_options, positive_int, script_parser
+from utils.cli import UserError, run
+from utils.config import load_config
+from utils.data import batches_by_length, collate, lengths, load_data
+from utils.files import check_output_file, write_json
+from utils.model import check_labels, load_hub_config, load_model, load_tokenizer, model_inputs
+from utils.runtime import load_session, run_session
+from utils.timing import WARMUP_BATCHES, latency_summary, timed
+from utils.training import make_accelerator
+
+logger = logging.getLogger(__name__)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = script_parser(__doc__)
+    add_data_options(parser)
+    parser.add_argument("--bert_output_dir", required=True, help="checkpoint folder: tokenizer, labels, weights")
+    parser.add_argument("--model_path", help="its state dict (.pt); without it the folder's own weights are used")
+    parser.add_argument("--enable_ort", action="store_true", help="run --onnx_path with ONNX Runtime")
+    parser.add_argument("--onnx_path", help="ONNX file made from this checkpoint")
+    parser.add_argument("--batch_size", type=positive_int, default=1, help="rows a batch")
+    parser.add_argument("--num_threads", type=positive_int, default=os.cpu_count(), help="CPU threads of the model")
+    parser.add_argument("--use_fixed_seq_length", action="store_true", help="pad every row to n_ctx")
+    parser.add_argument("--output_json", help="write all of the result to this file as well")
+    add_device_options(parser)
+    return parser.parse_args()
+
+
+def pytorch_runner(args: argparse.Namespace, config, labels: list[str]) -> Callable[[dict], np.ndarray]:
+    """The PyTorch model as a function from a batch to its logits [rows, labels]."""
+    torch.set_num_threads(args.num_threads)
+    model = load_model(args.bert_output_dir, "--bert_output_dir", config, labels, args.model_path)
+    accelerator = make_accelerator(args.device, args.precision)
+    model.to(accelerator.device)
+
+    def run_batch(batch: dict) -> np.ndarray:
+        with torch.inference_mode(), accelerator.autocast():
+            return model(**model_inputs(model, batch)).logits.float().cpu().numpy()
+
+    return run_batch
+
+
+def onnx_runner(args: argparse.Namespace, config, labels: list[str]) -> Callable[[dict], np.ndarray]:
+    """The ONNX file as a function from a batch to its logits [rows, labels]."""
+    hub_config = load_hub_config(args.bert_output_dir, "--bert_output_dir", config)
+    check_labels(hub_config, labels, args.bert_output_dir, "--bert_output_dir")
+    session = load_session(args.onnx_path, args.num_threads)
+    return lambda batch: run_session(session, batch)
+
+
+def model_bytes(args: argparse.Namespace) -> int:
+    """Size of the file that holds the weights."""
+    return os.path.getsize(args.onnx_path or args.model_path or Path(args.bert_output_dir) / "model.safetensors")
+
+
+def log_result(result: dict) -> None:
+    """Write the result in the form that the recipe's users read."""
+    latency = result["latency_ms"]
+    logger.info("[Accuracy] : %.4f, %5d/%5d", result["accuracy"], result["num_correct"], result["num_examples"])
+    elapsed = result["elapsed_ms"]
+    logger.info("[Elapsed Time] : %.2fms, %.4fms on average", elapsed, elapsed / result["num_examples"])
+    percentiles = ", ".join(f"{name} {latency[name]:.4f}ms" for name in ("p50", "p90", "p99"))
+    logger.info("[Latency] : %s a batch of %d", percentiles, result["batch_size"])
+    logger.info("[Throughput] : %.1f examples/s", result["throughput_per_s"])
+    logger.info("[Report] :\n%s", result["classification_report"])
+    rows = "\n".join(" ".join(f"{count:6d}" for count in row) for row in result["confusion_matrix"])
+    logger.info("[Confusion matrix] : rows true, columns predicted, both in the order of label.txt\n%s", rows)
+
+
+def main() -> None:
+    args = parse_args()
+    if args.enable_ort != bool(args.onnx_path):
+        raise UserError("--enable_ort and --onnx_path go together: give both or neither")
+    config = load_config(args.config)
+    tokenizer = load_tokenizer(args.bert_output_dir, "--bert_output_dir")
+    data = load_data(args.data_dir, tokenizer, config.n_ctx)
+    if args.output_json:
+        check_output_file(args.output_json, "--output_json")
+    run_batch = (onnx_runner if args.enable_ort else pytorch_runner)(args, config, data.labels)
+
+    test = data.splits["test"]
+    width = config.n_ctx if args.use_fixed_seq_length else None
+    # Single rows come as they stand; larger batches hold rows of about the same length.
+    order = np.arange(len(test)).reshape(-1, 1) if args.batch_size == 1 else batches_by_length(lengths(test), args.batch_size)
+    batches = [collate(test, indices, tokenizer.pad_token_id, width) for indices in order]
+    bar = tqdm(batches, desc="evaluate", unit="batch", disable=None)
+    outputs, milliseconds = timed(run_batch, bar, warmup=batches[:WARMUP_BATCHES])
+
+    predicted = np.empty(len(test), dtype=np.int64)
+    predicted[np.concatenate(order)] = np.concatenate(outputs).argmax(-1)
+    true = np.asarray(test.with_format("numpy")["label"])
+    ids = list(range(len(data.labels)))
+    report = dict(labels=ids, target_names=data.labels, digits=4, zero_division=0)
+    result = {
+        "accuracy": float(accuracy_score(true, predicted)),
+        "num_correct": int((true == predicted).sum()),
+        "num_examples": len(true),
+        "latency_ms": latency_summary(milliseconds),
+        "elapsed_ms": float(milliseconds.sum()),
+        "throughput_per_s": len(true) / float(milliseconds.sum()) * 1000,
+        "engine": "onnxruntime" if args.enable_ort else "pytorch",
+        "num_threads": args.num_threads,
+        "batch_size": args.batch_size,
+        "fixed_seq_length": config.n_ctx if args.use_fixed_seq_length else None,
+        "model_bytes": model_bytes(args),
+        "labels": data.labels,
+        "classification_report": classification_report(true, predicted, **report),
+        "confusion_matrix": confusion_matrix(true, predicted, labels=ids).tolist(),
+    }
+    log_result(result)
+    if args.output_json:
+        write_json(args.output_json, result)
+
+
+if __name__ == "__main__":
+    run(main)

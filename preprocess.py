@@ -1,0 +1,62 @@
+"""Tokenize a data set once: data_dir/{train,valid,test}.txt -> data_dir/tokenized/, and data_dir/label.txt.
+
+    python preprocess.py --config=configs/config-bert-cls.json --data_dir=data/sst2 \\
+        --bert_model_name_or_path=./embeddings/bert-base-uncased
+
+Each line of the text files is sentence<TAB>label or sentence_a<TAB>sentence_b<TAB>label. Rows longer than the config's
+n_ctx tokens are truncated; nothing is padded. A teacher and a student must share one tokenizer; name the teacher with
+--teacher_bert_model_name_or_path to have that checked here already.
+"""
+
+import argparse
+import itertools
+import logging
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.arguments import script_parser
+from utils.cli import run
+from utils.config import load_config
+from utils.data import tokenize_data
+from utils.files import check_output_folder
+from utils.model import check_same_tokenizer, load_hub_config, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = script_parser(__doc__)
+    parser.add_argument("--config", required=True, help="encoder family and n_ctx, a file of configs/")
+    parser.add_argument("--data_dir", required=True, help="folder with train.txt, valid.txt and test.txt")
+    parser.add_argument("--bert_model_name_or_path", required=True, help="the encoder whose tokenizer is used")
+    parser.add_argument("--teacher_bert_model_name_or_path", help="check that this encoder's tokenizer does the same")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    config = load_config(args.config)
+    load_hub_config(args.bert_model_name_or_path, "--bert_model_name_or_path", config)
+    tokenizer = load_tokenizer(args.bert_model_name_or_path, "--bert_model_name_or_path")
+    if args.teacher_bert_model_name_or_path:
+        teacher_tokenizer = load_tokenizer(args.teacher_bert_model_name_or_path, "--teacher_bert_model_name_or_path")
+        check_same_tokenizer(tokenizer, teacher_tokenizer)
+    data_dir = Path(args.data_dir)
+    if data_dir.is_dir():
+        check_output_folder(data_dir, "--data_dir")
+
+    labels, summary = tokenize_data(
+        data_dir,
+        tokenizer,
+        config.n_ctx,
+        lambda rows, total, split: iter(tqdm(rows, total=total, desc=f"tokenize {split}", unit="row", disable=None)),
+    )
+    for split, counts in summary.items():
+        logger.info("[%s] : %d rows, %.1f tokens on average, longest %d", split, *counts.values())
+    shown = ", ".join(itertools.islice(labels, 8)) + (", ..." if len(labels) > 8 else "")
+    logger.info("[Labels] : %d (%s), written to %s", len(labels), shown, data_dir / "label.txt")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,67 @@
+"""Fine-tune a classifier: a teacher, a student alone, or a distilled student once more on the labels.
+
+    python train.py --config=configs/config-bert-cls.json --data_dir=data/sst2 \\
+        --bert_model_name_or_path=./embeddings/bert-base-uncased --bert_output_dir=bert-checkpoint-teacher \\
+        --save_path=pytorch-model-teacher.pt --lr=5e-5 --epoch=3 --batch_size=64
+
+Reads what preprocess.py wrote into data_dir. After each epoch the model is scored on valid.txt; the best one (--measure)
+is kept in --bert_output_dir, a standard transformers checkpoint, and in --save_path, its state dict.
+Several processes: `accelerate launch train.py ...` or `torchrun --nproc_per_node=2 train.py ...`, same options.
+"""
+
+import argparse
+import logging
+
+import torch.nn.functional as F
+from accelerate.utils import set_seed
+from torch import as_tensor
+
+from utils.arguments import add_data_options, add_device_options, add_training_options, script_parser
+from utils.cli import run
+from utils.config import load_config
+from utils.data import load_data
+from utils.files import check_output_file, check_output_folder
+from utils.model import load_model, load_tokenizer, model_inputs, save_checkpoint
+from utils.training import Settings, make_accelerator, train
+
+logger = logging.getLogger(__name__)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = script_parser(__doc__)
+    add_data_options(parser)
+    parser.add_argument(
+        "--bert_model_name_or_path", required=True, help="checkpoint to start from: a pretrained encoder or a classifier"
+    )
+    parser.add_argument("--bert_output_dir", required=True, help="folder for the best checkpoint")
+    parser.add_argument("--save_path", required=True, help="file for the best checkpoint's state dict (.pt)")
+    add_training_options(parser, epochs=3)
+    add_device_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    config = load_config(args.config)
+    tokenizer = load_tokenizer(args.bert_model_name_or_path, "--bert_model_name_or_path")
+    data = load_data(args.data_dir, tokenizer, config.n_ctx)
+    set_seed(args.seed)  # before a new classifier draws its weights
+    model = load_model(args.bert_model_name_or_path, "--bert_model_name_or_path", config, data.labels, new_head=True)
+    check_output_folder(args.bert_output_dir, "--bert_output_dir")
+    check_output_file(args.save_path, "--save_path")
+
+    def row_losses(model, batch, rows):
+        logits = model(**model_inputs(model, batch)).logits
+        return F.cross_entropy(logits, as_tensor(batch["labels"]).to(logits.device), reduction="none")
+
+    accelerator = make_accelerator(args.device, args.precision)
+    settings = Settings(args.lr, args.epoch, args.batch_size, args.measure, args.seed)
+    best = train(
+        model, data, row_losses, settings, accelerator,
+        save=lambda model: save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path),
+    )  # fmt: skip
+    logger.info("[Best] : valid loss %.4f, valid accuracy %.4f: %s", best.loss, best.accuracy, args.bert_output_dir)
+
+
+if __name__ == "__main__":
+    run(main)

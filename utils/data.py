@@ -1,0 +1,237 @@
+"""Data sets: text files -> tokenized Arrow tables -> batches of rows of about the same length.
+
+A data folder holds {train,valid,test}.txt, `sentence<TAB>label` or `sentence_a<TAB>sentence_b<TAB>label`. preprocess.py
+writes beside them label.txt (one label a line, in the order of their ids) and tokenized/, which every other script reads.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from transformers import PreTrainedTokenizerFast
+
+from utils.cli import UserError
+from utils.files import atomic_file, atomic_folder, write_json
+from utils.model import tokenizer_fingerprint
+
+datasets.disable_progress_bars()
+
+SPLITS = ("train", "valid", "test")
+SCHEMA = pa.schema(
+    {"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "label": pa.int32()}
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A tokenized data set: `labels` in the order of their ids, and one memory-mapped table a split.
+
+    `fingerprint` says which texts, tokenizer and n_ctx it was made from.
+    """
+
+    labels: list[str]
+    splits: dict[str, datasets.Dataset]
+    fingerprint: str
+
+
+def read_rows(path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield (texts, label) for each line of a text file; texts are one sentence or a pair.
+
+    Raises:
+        UserError: the file is missing or empty, or a line is not UTF-8, has no tab, an empty label or another number of
+            columns than the first one. Names the line.
+    """
+    mend = "each line is sentence<TAB>label or sentence_a<TAB>sentence_b<TAB>label"
+    columns = None
+    try:
+        with open(path, "rb") as file:
+            for number, raw in enumerate(file, start=1):
+                try:
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason}): save the file as UTF-8") from error
+                *texts, label = (field.strip() for field in line.split("\t"))
+                if not texts:
+                    raise UserError(f"{path}, line {number}: no tab: {mend}")
+                if not label:
+                    raise UserError(f"{path}, line {number}: empty label: {mend}")
+                columns = columns or len(texts)
+                if len(texts) != columns or columns > 2:
+                    raise UserError(f"{path}, line {number}: {len(texts) + 1} columns: {mend}, the same in every line")
+                yield tuple(texts), label
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): put the data set's text files there") from error
+    if columns is None:
+        raise UserError(f"{path} is empty: {mend}")
+
+
+def read_labels(data_dir: Path) -> tuple[list[str], dict[str, int]]:
+    """Check every line of the three text files; return the sorted labels of train.txt and each split's number of rows.
+
+    Raises:
+        UserError: as `read_rows`, a label that train.txt lacks, one label only, or pairs in one file but not in another.
+    """
+    counts, columns, seen = {}, {}, {}
+    for split in SPLITS:
+        path = data_dir / f"{split}.txt"
+        counts[split] = 0
+        for counts[split], (texts, label) in enumerate(read_rows(path), start=1):
+            if split != "train" and label not in seen:
+                raise UserError(
+                    f"{path}, line {counts[split]}: label {label!r} does not occur in train.txt: correct it, or add rows"
+                )
+            if columns.setdefault("texts", len(texts)) != len(texts):
+                raise UserError(f"{path} and train.txt differ in their number of columns: use pairs in all files or in none")
+            seen[label] = None
+    if len(seen) < 2:
+        raise UserError(f"{data_dir / 'train.txt'} has only the label {next(iter(seen))!r}: a classifier needs two or more")
+    return sorted(seen, key=_label_order), counts
+
+
+def tokenize_data(data_dir: Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int, progress) -> tuple[list[str], dict]:
+    """Tokenize the text files into data_dir/tokenized, without padding, and write data_dir/label.txt.
+
+    Args:
+        n_ctx: longest row in tokens, special tokens included; longer ones are truncated (the longer sentence of a pair
+            first).
+        progress: called as `progress(rows, total, split)`; returns an iterator over the same rows (a tqdm bar).
+
+    Returns:
+        The labels, and for each split its number of rows, mean and longest length in tokens.
+
+    Raises:
+        UserError: as `read_labels`, or data_dir/tokenized is something else.
+    """
+    labels, counts = read_labels(data_dir)
+    target = data_dir / "tokenized"
+    if target.exists() and not (target / "meta.json").exists():
+        raise UserError(f"{target} is not a data set of this project: move it away")
+    summary = {}
+    with atomic_folder(target) as folder:
+        for split in SPLITS:
+            rows = progress(read_rows(data_dir / f"{split}.txt"), counts[split], split)
+            with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
+                for batch in _tokenized_batches(rows, tokenizer, labels, n_ctx):
+                    writer.write_batch(batch)
+            widths = lengths(datasets.Dataset.from_file(str(folder / f"{split}.arrow")))
+            summary[split] = {"rows": len(widths), "mean_length": float(widths.mean()), "longest": int(widths.max())}
+        meta = {
+            "labels": labels,
+            "n_ctx": n_ctx,
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "texts": {split: _file_hash(data_dir / f"{split}.txt") for split in SPLITS},
+        }
+        write_json(folder / "meta.json", meta)
+        with atomic_file(data_dir / "label.txt") as temporary:
+            temporary.write_text("".join(label + "\n" for label in labels), encoding="utf-8")
+    return labels, summary
+
+
+def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> Data:
+    """Open the tokenized data set of a data folder.
+
+    Raises:
+        UserError: it is missing or damaged, or was made with another tokenizer, n_ctx or other texts.
+    """
+    data_dir = Path(data_dir)
+    again = "run preprocess.py again"
+    try:
+        meta = json.loads((data_dir / "tokenized" / "meta.json").read_text(encoding="utf-8"))
+        splits = {split: datasets.Dataset.from_file(str(data_dir / "tokenized" / f"{split}.arrow")) for split in SPLITS}
+    except FileNotFoundError as error:
+        raise UserError(f"{data_dir} holds no tokenized data set: run preprocess.py with this data_dir first") from error
+    except Exception as error:  # whatever a damaged Arrow file provokes
+        raise UserError(f"{data_dir / 'tokenized'} is damaged ({type(error).__name__}): {again}") from error
+    if meta["n_ctx"] != n_ctx:
+        raise UserError(f"{data_dir} was tokenized with n_ctx {meta['n_ctx']} but the config says {n_ctx}: {again}")
+    if meta["tokenizer"] != tokenizer_fingerprint(tokenizer):
+        raise UserError(f"{data_dir} was tokenized with another tokenizer than this model's: {again} with this model's")
+    for split in SPLITS:
+        path = data_dir / f"{split}.txt"
+        if path.exists() and _file_hash(path) != meta["texts"][split]:
+            raise UserError(f"{path} has changed since it was tokenized: {again}")
+    fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+    return Data(meta["labels"], splits, fingerprint)
+
+
+def lengths(split: datasets.Dataset) -> np.ndarray:
+    """Length in tokens of every row, int array [rows]."""
+    column = split.data.column("input_ids")
+    return pyarrow.compute.list_value_length(column).to_numpy(zero_copy_only=False)
+
+
+def collate(
+    split: datasets.Dataset, indices: np.ndarray, pad_token_id: int, length: int | None = None
+) -> dict[str, np.ndarray]:
+    """Rows `indices` as int64 arrays [rows, longest]: input_ids, attention_mask, token_type_ids; and labels [rows].
+
+    Padded on the right to the longest of these rows, or to `length` tokens.
+    """
+    rows = split[[int(i) for i in indices]]
+    width = length or max(len(ids) for ids in rows["input_ids"])
+    batch = {
+        "input_ids": np.full((len(indices), width), pad_token_id, dtype=np.int64),
+        "attention_mask": np.zeros((len(indices), width), dtype=np.int64),
+        "token_type_ids": np.zeros((len(indices), width), dtype=np.int64),
+        "labels": np.asarray(rows["label"], dtype=np.int64),
+    }
+    for i, (ids, types) in enumerate(zip(rows["input_ids"], rows["token_type_ids"], strict=True)):
+        batch["input_ids"][i, : len(ids)] = ids
+        batch["attention_mask"][i, : len(ids)] = 1
+        batch["token_type_ids"][i, : len(ids)] = types
+    return batch
+
+
+def batches_by_length(row_lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Row indices in batches of rows of nearly equal length, longest first: for evaluation."""
+    order = np.argsort(-row_lengths, kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def shuffled_batches(row_lengths: np.ndarray, batch_size: int, seed: int) -> list[np.ndarray]:
+    """Row indices in shuffled batches of rows of similar length: for one epoch of training.
+
+    Shuffles all rows, sorts by length within pools of 50 batches, cuts those into batches and shuffles the batches, so
+    that a batch holds little padding and yet other rows each epoch.
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(row_lengths))
+    pool = 50 * batch_size
+    pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+    order = np.concatenate([rows[np.argsort(-row_lengths[rows], kind="stable")] for rows in pools])
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def _tokenized_batches(
+    rows: Iterator[tuple[tuple[str, ...], str]], tokenizer: PreTrainedTokenizerFast, labels: list[str], n_ctx: int
+) -> Iterator[pa.RecordBatch]:
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.enable_truncation(n_ctx)
+    label_ids = {label: i for i, label in enumerate(labels)}
+    while chunk := list(itertools.islice(rows, 10_000)):
+        encodings = backend.encode_batch([texts if len(texts) == 2 else texts[0] for texts, _ in chunk])
+        columns = [
+            [encoding.ids for encoding in encodings],
+            [encoding.type_ids for encoding in encodings],
+            [label_ids[label] for _, label in chunk],
+        ]
+        yield pa.record_batch(columns, schema=SCHEMA)
+
+
+def _label_order(label: str) -> tuple:
+    # 2 before 10 where labels are numbers.
+    return (0, int(label), label) if label.isdecimal() else (1, 0, label)
+
+
+def _file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
