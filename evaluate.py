@@ -12,7 +12,6 @@ of one batch, one row by default. --use_fixed_seq_length pads every row to n_ctx
 import argparse
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,15 @@ import torch
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix
 from tqdm import tqdm
 
-from utils.arguments import add_data_options, add_device_options, positive_int, script_parser
+from utils.arguments import add_data_options, add_device_option, positive_int, script_parser
 from utils.cli import UserError, run
-from utils.config import load_config
+from utils.config import Config, load_config
 from utils.data import batches_by_length, collate, lengths, load_data
+from utils.engines import Engine, onnx_engine, pytorch_engine
 from utils.files import check_output_file, write_json
-from utils.model import check_labels, load_hub_config, load_model, load_tokenizer, model_inputs
-from utils.runtime import load_session, run_session
+from utils.model import check_labels, load_hub_config, load_model, load_tokenizer
 from utils.timing import WARMUP_BATCHES, latency_summary, timed
-from utils.training import make_accelerator
+from utils.training import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -44,30 +43,23 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_threads", type=positive_int, default=os.cpu_count(), help="CPU threads of the model")
     parser.add_argument("--use_fixed_seq_length", action="store_true", help="pad every row to n_ctx")
     parser.add_argument("--output_json", help="write all of the result to this file as well")
-    add_device_options(parser)
+    add_device_option(parser)
     return parser.parse_args()
 
 
-def pytorch_runner(args: argparse.Namespace, config, labels: list[str]) -> Callable[[dict], np.ndarray]:
-    """The PyTorch model as a function from a batch to its logits [rows, labels]."""
+def open_engine(args: argparse.Namespace, config: Config, labels: list[str]) -> Engine:
+    """What the command line asks to be measured.
+
+    Raises:
+        UserError: it cannot be loaded, or its labels are not `labels`.
+    """
+    if args.enable_ort:
+        hub_config = load_hub_config(args.bert_output_dir, "--bert_output_dir", config)
+        check_labels(hub_config, labels, args.bert_output_dir, "--bert_output_dir")
+        return onnx_engine(args.onnx_path, args.num_threads)
     torch.set_num_threads(args.num_threads)
     model = load_model(args.bert_output_dir, "--bert_output_dir", config, labels, args.model_path)
-    accelerator = make_accelerator(args.device, args.precision)
-    model.to(accelerator.device)
-
-    def run_batch(batch: dict) -> np.ndarray:
-        with torch.inference_mode(), accelerator.autocast():
-            return model(**model_inputs(model, batch)).logits.float().cpu().numpy()
-
-    return run_batch
-
-
-def onnx_runner(args: argparse.Namespace, config, labels: list[str]) -> Callable[[dict], np.ndarray]:
-    """The ONNX file as a function from a batch to its logits [rows, labels]."""
-    hub_config = load_hub_config(args.bert_output_dir, "--bert_output_dir", config)
-    check_labels(hub_config, labels, args.bert_output_dir, "--bert_output_dir")
-    session = load_session(args.onnx_path, args.num_threads)
-    return lambda batch: run_session(session, batch)
+    return pytorch_engine(model.to(choose_device(args.device)))
 
 
 def model_bytes(args: argparse.Namespace) -> int:
@@ -98,7 +90,7 @@ def main() -> None:
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
     if args.output_json:
         check_output_file(args.output_json, "--output_json")
-    run_batch = (onnx_runner if args.enable_ort else pytorch_runner)(args, config, data.labels)
+    engine = open_engine(args, config, data.labels)
 
     test = data.splits["test"]
     width = config.n_ctx if args.use_fixed_seq_length else None
@@ -106,7 +98,7 @@ def main() -> None:
     order = np.arange(len(test)).reshape(-1, 1) if args.batch_size == 1 else batches_by_length(lengths(test), args.batch_size)
     batches = [collate(test, indices, tokenizer.pad_token_id, width) for indices in order]
     bar = tqdm(batches, desc="evaluate", unit="batch", disable=None)
-    outputs, milliseconds = timed(run_batch, bar, warmup=batches[:WARMUP_BATCHES])
+    outputs, milliseconds = timed(engine, bar, warmup=batches[:WARMUP_BATCHES])
 
     predicted = np.empty(len(test), dtype=np.int64)
     predicted[np.concatenate(order)] = np.concatenate(outputs).argmax(-1)

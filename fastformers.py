@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel
 
-from utils.arguments import add_data_options, add_device_options, add_training_options, ratio, script_parser
+from utils.arguments import add_data_options, add_device_option, add_precision_option, add_training_options, ratio, script_parser
 from utils.cli import UserError, run
 from utils.config import load_config
 from utils.data import Data, load_data
@@ -50,7 +50,8 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--state_loss", choices=["mse", "cosine"], default="mse", help="what that loss measures")
     group.add_argument("--att_loss_ratio", type=ratio, default=0.0, help="weight of the attention loss (0: none)")
     add_training_options(parser, epochs=5)
-    add_device_options(parser)
+    add_device_option(parser)
+    add_precision_option(parser)
     return parser.parse_args()
 
 

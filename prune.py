@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from utils.arguments import add_data_options, add_device_options, layer_list, positive_int, script_parser
+from utils.arguments import add_data_options, add_device_option, layer_list, positive_int, script_parser
 from utils.cli import UserError, run
 from utils.config import load_config
 from utils.data import collate, lengths, load_data, shuffled_batches
@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     layers.add_argument("--target_num_layers", type=positive_int, help="layers to keep, evenly spread, the last included")
     parser.add_argument("--importance_rows", type=positive_int, default=2048, help="rows of train.txt to rank on")
     parser.add_argument("--seed", type=int, default=42, help="seed of the choice of those rows")
-    add_device_options(parser)
+    add_device_option(parser)
     return parser.parse_args()
 
 
@@ -117,7 +117,7 @@ def main() -> None:
     if args.save_path_pruned:
         check_output_file(args.save_path_pruned, "--save_path_pruned")
 
-    accelerator = make_accelerator(args.device, args.precision)
+    accelerator = make_accelerator(args.device, "fp32")
     model.to(accelerator.device)
     valid = data.splits["valid"]
     before = score(predict(model, valid, accelerator, "before"), valid)

