@@ -167,7 +167,7 @@ def save_checkpoint(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_files_into(folder) as temporary:
         tokenizer.save_pretrained(temporary)
-        model.save_pretrained(temporary, state_dict=state)
+        model.save_pretrained(temporary, state_dict=dict(state))  # it may empty the one it gets
     if state_path is not None:
         with atomic_file(state_path) as temporary:
             torch.save(state, temporary)

@@ -1,0 +1,178 @@
+"""Tiny random encoders of every family, tiny data sets, and a way to run the real scripts without starting Python anew."""
+
+import importlib
+import logging
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parent.parent
+FAMILY_NAMES = ["bert", "roberta", "distilbert", "electra"]
+WORDS = "a the film movie plot it is was very not good great fine bad awful dull and but with cast ending".split()
+SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
+
+
+def make_tokenizer(cls: str = "[CLS]", sep: str = "[SEP]", pad: str = "[PAD]") -> PreTrainedTokenizerFast:
+    """Whole lower-cased words, an id each, in BERT's template."""
+    vocabulary = {word: i for i, word in enumerate([pad, cls, "[UNK]", sep, *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [(cls, vocabulary[cls]), (sep, vocabulary[sep])]
+    backend.post_processor = processors.TemplateProcessing(f"{cls} $A {sep}", f"{cls} $A {sep} $B:1 {sep}:1", special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, cls_token=cls, sep_token=sep, pad_token=pad, unk_token="[UNK]"
+    )
+
+
+def make_encoder(folder: Path, family: str, tokenizer: PreTrainedTokenizerFast | None = None, **sizes: int) -> str:
+    """A random pretrained-like encoder without a classifier, in `folder`; returns the folder as a string."""
+    tokenizer = tokenizer or make_tokenizer()
+    keys = SIZES | sizes
+    if family == "distilbert":
+        names = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
+        names["intermediate_size"] = "hidden_dim"
+        keys = {names.get(key, key): value for key, value in keys.items()}
+    if family == "electra":
+        keys["embedding_size"] = 16
+    if family == "roberta":
+        keys["type_vocab_size"] = 1
+    config = AutoConfig.for_model(
+        family, vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id, **keys
+    )
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config)
+    # The initializer leaves biases 0 and layer norms 1: wrong wiring could go unseen.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def write_texts(folder: Path, counts: dict[str, int] | None = None, pairs: bool = False) -> Path:
+    """A data set whose label depends on its words; returns `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = random.Random(0)
+    for split, count in (counts or {"train": 96, "valid": 32, "test": 24}).items():
+        lines = []
+        for i in range(count):
+            label = ("negative", "positive")[i % 2]
+            words = generator.choices(WORDS[:9], k=generator.randint(1, 9))
+            words += generator.choices(["good", "great", "fine"] if i % 2 else ["bad", "awful", "dull"], k=2)
+            generator.shuffle(words)
+            cut = len(words) // 2
+            texts = [" ".join(words[:cut]), " ".join(words[cut:])] if pairs else [" ".join(words)]
+            lines.append("\t".join([*texts, label]) + "\n")
+        (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` and its bytes, to show that nothing was touched."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> dict[str, Path]:
+    """For every family a folder with an encoder and a configuration; made once, never written to."""
+    folders = {}
+    for family in FAMILY_NAMES:
+        folders[family] = tmp_path_factory.mktemp(family)
+        make_encoder(folders[family] / "encoder", family)
+        (folders[family] / "config.json").write_text(f'{{"encoder_class": "{family}", "n_ctx": 16}}')
+    return folders
+
+
+@pytest.fixture
+def script(capsys, monkeypatch, tmp_path):
+    """Run a script's main in this process and in tmp_path: `script("train", "--lr=1")` -> (exit code, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run_script(name: str, *arguments: str) -> tuple[int, str]:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        capsys.readouterr()
+        # pytest's own handlers would keep the script from setting up its own on stderr.
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
+        try:
+            importlib.import_module("utils.cli").run(importlib.import_module(name).main)
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, capsys.readouterr().err
+
+    return run_script
+
+
+class Project:
+    """One family's recipe in a folder: each step is a method that returns (exit code, stderr)."""
+
+    def __init__(self, folder: Path, script, made_folder: Path):
+        self.folder, self.script = folder, script
+        self.encoder, self.config = str(made_folder / "encoder"), str(made_folder / "config.json")
+        self.data = write_texts(folder / "data")
+
+    def common(self) -> list[str]:
+        return [f"--config={self.config}", f"--data_dir={self.data}"]
+
+    def preprocess(self, *more: str):
+        return self.script("preprocess", *self.common(), f"--bert_model_name_or_path={self.encoder}", *more)
+
+    def train(self, *more: str, out: str = "teacher"):
+        return self.script(
+            "train", *self.common(), f"--bert_model_name_or_path={self.encoder}", f"--bert_output_dir={self.folder / out}",
+            f"--save_path={self.folder / out}.pt", "--lr=1e-2", "--epoch=2", "--batch_size=16", "--device=cpu", *more,
+        )  # fmt: skip
+
+    def distill(self, *more: str, start: str | None = None, out: str = "student"):
+        return self.script(
+            "fastformers", *self.common(), f"--teacher_config={self.config}",
+            f"--teacher_bert_model_name_or_path={self.folder / 'teacher'}",
+            f"--teacher_model_path={self.folder / 'teacher.pt'}",
+            f"--bert_model_name_or_path={start or self.encoder}", f"--bert_output_dir={self.folder / out}",
+            f"--save_path={self.folder / out}.pt", "--lr=5e-3", "--epoch=1", "--batch_size=16", "--device=cpu", *more,
+        )  # fmt: skip
+
+    def prune(self, *more: str, source: str = "teacher", out: str = "pruned"):
+        return self.script(
+            "prune", *self.common(), f"--bert_output_dir={self.folder / source}", f"--model_path={self.folder / source}.pt",
+            f"--bert_output_dir_pruned={self.folder / out}", f"--save_path_pruned={self.folder / out}.pt", "--device=cpu",
+            *more,
+        )  # fmt: skip
+
+    def quantize(self, *more: str, source: str = "pruned"):
+        return self.script(
+            "quantize", *self.common(), f"--bert_output_dir={self.folder / source}",
+            f"--model_path={self.folder / source}.pt", f"--onnx_path={self.folder / source}.onnx",
+            f"--quantized_onnx_path={self.folder / source}.int8.onnx", *more,
+        )  # fmt: skip
+
+    def evaluate(self, *more: str, source: str = "teacher"):
+        return self.script(
+            "evaluate", *self.common(), f"--bert_output_dir={self.folder / source}", "--device=cpu", *more
+        )  # fmt: skip
+
+
+@pytest.fixture
+def project(tmp_path, script, made):
+    """Make a family's `Project` in tmp_path: `project("bert")`."""
+    return lambda family="bert": Project(tmp_path, script, made[family])
+
+
+@pytest.fixture
+def trained(project) -> Project:
+    """A BERT `Project` that is preprocessed and has a teacher."""
+    ready = project("bert")
+    for step in (ready.preprocess, ready.train):
+        code, stderr = step()
+        assert code == 0, stderr
+    return ready
