@@ -93,8 +93,7 @@ def distillation_losses(
     teacher_logits = predict(teacher, data.splits["train"], accelerator, "teacher")
     states, attentions = args.state_loss_ratio > 0, args.att_loss_ratio > 0
 
-    def row_losses(student, batch, rows):
-        inputs = model_inputs(student, batch)
+    def row_losses(student, inputs, batch, rows):
         wanted = dict(output_hidden_states=states, output_attentions=attentions)
         ours = student(**inputs, **wanted)
         losses = kd_loss(ours.logits.float(), teacher_logits[torch.as_tensor(rows)].to(ours.logits.device))

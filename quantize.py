@@ -5,10 +5,10 @@
         --onnx_path=pytorch-model-pruned.onnx --quantized_onnx_path=pytorch-model-pruned.int8.onnx
 
 Both files take input_ids, attention_mask and, for BERT and ELECTRA, token_type_ids (int64, [batch, sequence]), and give
-logits; any onnxruntime runs them. The fp32 graph's logits are compared with PyTorch's on rows of all lengths, alone and
-in padded batches: where they differ by more than 0.0001 nothing is written. Prints size, largest difference and accuracy
-on valid.txt of both; the int8 one's accuracy is what rounding costs. Make the file for the kind of CPU that will run it:
---target_cpu=avx2 is safe on every x86 CPU, avx512_vnni rounds less.
+logits; any onnxruntime runs them. The fp32 graph's logits are compared with PyTorch's on rows of all lengths, alone
+and in padded batches: where they differ by more than 0.0001 nothing is written. Prints size, largest difference and
+accuracy on valid.txt of both; the int8 one's accuracy is what rounding costs. Make the file for the kind
+of CPU that will run it: --target_cpu=avx2 is safe on every x86 CPU, avx512_vnni rounds less.
 """
 
 import argparse
@@ -98,8 +98,9 @@ def main() -> None:
             # Not `>`: a NaN must fail too.
             if name == "fp32" and not difference <= MAX_FP32_DIFFERENCE:
                 raise UserError(
-                    f"the fp32 graph's logits differ from PyTorch's by {difference:.2g}, more than {MAX_FP32_DIFFERENCE}, "
-                    f"so nothing was written: check that --bert_output_dir={args.bert_output_dir} holds finite weights"
+                    f"the fp32 graph's logits differ from PyTorch's by {difference:.2g}, "
+                    f"more than {MAX_FP32_DIFFERENCE}, so nothing was written: "
+                    f"check that --bert_output_dir={args.bert_output_dir} holds finite weights"
                 )
             right = accuracy(session, valid, pad_token_id, name)
             logger.info(

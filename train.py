@@ -21,7 +21,7 @@ from utils.cli import run
 from utils.config import load_config
 from utils.data import load_data
 from utils.files import check_output_file, check_output_folder
-from utils.model import load_model, load_tokenizer, model_inputs, save_checkpoint
+from utils.model import load_model, load_tokenizer, save_checkpoint
 from utils.training import Settings, make_accelerator, train
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ def main() -> None:
     check_output_folder(args.bert_output_dir, "--bert_output_dir")
     check_output_file(args.save_path, "--save_path")
 
-    def row_losses(model, batch, rows):
-        logits = model(**model_inputs(model, batch)).logits
+    def row_losses(model, inputs, batch, rows):
+        logits = model(**inputs).logits
         return F.cross_entropy(logits, as_tensor(batch["labels"]).to(logits.device), reduction="none")
 
     accelerator = make_accelerator(args.device, args.precision)

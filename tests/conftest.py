@@ -12,6 +12,8 @@ from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
+torch.set_num_threads(1)  # tiny models gain nothing from a second thread
+
 ROOT = Path(__file__).resolve().parent.parent
 FAMILY_NAMES = ["bert", "roberta", "distilbert", "electra"]
 WORDS = "a the film movie plot it is was very not good great fine bad awful dull and but with cast ending".split()

@@ -1,8 +1,8 @@
 """Dynamic int8 quantization of a fused graph, and the comparison of a graph's logits with PyTorch's.
 
 Weights are rounded once, symmetrically, with a scale for each output column; activations as they come, by
-onnxruntime's DynamicQuantizeMatMul. The quantized graph is written directly instead of with onnxruntime.quantization.quantize_dynamic:
-that one leaves chains of small operators and a quantized attention operator that is slower than a quantized projection
+onnxruntime's DynamicQuantizeMatMul. The quantized graph is written directly instead of with
+onnxruntime.quantization.quantize_dynamic, whose quantized attention operator is slower than a quantized projection
 followed by fp32 attention.
 """
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
@@ -120,7 +121,7 @@ def score(logits: torch.Tensor, split: datasets.Dataset) -> Score:
 def train(
     model: PreTrainedModel,
     data: Data,
-    row_losses: Callable[[PreTrainedModel, dict, np.ndarray], torch.Tensor],
+    row_losses: Callable[[nn.Module, dict, dict, np.ndarray], torch.Tensor],
     settings: Settings,
     accelerator: Accelerator,
     save: Callable[[PreTrainedModel], None],
@@ -130,8 +131,8 @@ def train(
     AdamW with decoupled weight decay, a linear warm-up over the first tenth of the steps, then linear decay to 0.
 
     Args:
-        row_losses: called with the model, a batch of `collate` and the rows' indices in data.splits["train"]; returns
-            the loss of every row, [rows].
+        row_losses: called with the model (wrapped, where there are several processes), its inputs, the batch of `collate`
+            they come from and the rows' indices in data.splits["train"]; returns the loss of every row, [rows].
         save: called in the main process with the model whenever an epoch's score is the best so far.
 
     Returns:
@@ -144,6 +145,7 @@ def train(
     optimizer = torch.optim.AdamW(_parameter_groups(model), lr=settings.lr, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, int(steps * WARMUP_RATIO), steps)
     set_seed(settings.seed, device_specific=True)  # dropout differs between processes
+    plain = model
     model, optimizer = accelerator.prepare(model, optimizer)
 
     best = None
@@ -155,7 +157,8 @@ def train(
         for indices in bar:
             own = indices[accelerator.process_index :: processes]
             with accelerator.autocast():
-                losses = row_losses(model, collate(train_split, own, pad), own)
+                batch = collate(train_split, own, pad)
+                losses = row_losses(model, model_inputs(plain, batch), batch, own)
             # Processes average their gradients, so each one's share is scaled to make that the mean over all rows.
             loss = losses.float().sum() * (processes / len(indices))
             accelerator.backward(loss)
@@ -165,12 +168,12 @@ def train(
             optimizer.zero_grad()
             total_loss += loss.detach()
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-        plain = accelerator.unwrap_model(model)
+        mean_loss = accelerator.reduce(total_loss, "mean").item() / len(batches)
         current = score(predict(plain, data.splits["valid"], accelerator, "validate"), data.splits["valid"])
         improved = current.better_than(best, settings.measure)
         logger.info(
             "[Epoch %d] : train loss %.4f, valid loss %.4f, valid accuracy %.4f%s",
-            epoch + 1, total_loss.item() / len(batches), current.loss, current.accuracy,
+            epoch + 1, mean_loss, current.loss, current.accuracy,
             ", best so far: saved" if improved else "",
         )  # fmt: skip
         if improved:
