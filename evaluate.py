@@ -56,7 +56,7 @@ def open_engine(args: argparse.Namespace, config: Config, labels: list[str]) -> 
     if args.enable_ort:
         hub_config = load_hub_config(args.bert_output_dir, "--bert_output_dir", config)
         check_labels(hub_config, labels, args.bert_output_dir, "--bert_output_dir")
-        return onnx_engine(args.onnx_path, args.num_threads)
+        return onnx_engine(args.onnx_path, args.num_threads, len(labels))
     torch.set_num_threads(args.num_threads)
     model = load_model(args.bert_output_dir, "--bert_output_dir", config, labels, args.model_path)
     return pytorch_engine(model.to(choose_device(args.device)))
@@ -95,7 +95,9 @@ def main() -> None:
     test = data.splits["test"]
     width = config.n_ctx if args.use_fixed_seq_length else None
     # Single rows come as they stand; larger batches hold rows of about the same length.
-    order = np.arange(len(test)).reshape(-1, 1) if args.batch_size == 1 else batches_by_length(lengths(test), args.batch_size)
+    order = [np.array([row]) for row in range(len(test))]
+    if args.batch_size > 1:
+        order = batches_by_length(lengths(test), args.batch_size)
     batches = [collate(test, indices, tokenizer.pad_token_id, width) for indices in order]
     bar = tqdm(batches, desc="evaluate", unit="batch", disable=None)
     outputs, milliseconds = timed(engine, bar, warmup=batches[:WARMUP_BATCHES])

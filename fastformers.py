@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel
 
-from utils.arguments import add_data_options, add_device_option, add_precision_option, add_training_options, ratio, script_parser
+from utils.arguments import add_data_options, add_training_options, ratio, script_parser
 from utils.cli import UserError, run
 from utils.config import load_config
 from utils.data import Data, load_data
@@ -50,8 +50,6 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--state_loss", choices=["mse", "cosine"], default="mse", help="what that loss measures")
     group.add_argument("--att_loss_ratio", type=ratio, default=0.0, help="weight of the attention loss (0: none)")
     add_training_options(parser, epochs=5)
-    add_device_option(parser)
-    add_precision_option(parser)
     return parser.parse_args()
 
 
@@ -64,7 +62,8 @@ def check_shapes(teacher: PreTrainedModel, student: PreTrainedModel, states: boo
     theirs, ours = teacher.config.hidden_size, student.config.hidden_size
     if states and theirs != ours:
         raise UserError(
-            f"--state_loss_ratio needs equal hidden sizes but the teacher has {theirs} and the student {ours}: leave it out"
+            f"--state_loss_ratio needs equal hidden sizes but the teacher has {theirs} and the student "
+            f"{ours}: leave it out"
         )
     if not attentions:
         return
@@ -121,12 +120,15 @@ def main() -> None:
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
     attention = "eager" if args.att_loss_ratio > 0 else "sdpa"  # sdpa is faster but keeps no probabilities
     teacher = load_model(
-        args.teacher_bert_model_name_or_path, teacher_flag, teacher_config, data.labels, args.teacher_model_path, attention
+        args.teacher_bert_model_name_or_path,
+        teacher_flag,
+        teacher_config,
+        data.labels,
+        args.teacher_model_path,
+        attention,
     )
     set_seed(args.seed)  # before a new classifier draws its weights
-    student = load_model(
-        args.bert_model_name_or_path, flag, config, data.labels, attention=attention, new_head=True
-    )
+    student = load_model(args.bert_model_name_or_path, flag, config, data.labels, attention=attention, new_head=True)
     check_shapes(teacher, student, args.state_loss_ratio > 0, args.att_loss_ratio > 0)
     check_output_folder(args.bert_output_dir, "--bert_output_dir")
     check_output_file(args.save_path, "--save_path")

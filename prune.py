@@ -12,8 +12,8 @@ encoder, also a pretrained one that has no classifier yet. Accuracy on valid.txt
 
 import argparse
 import logging
+import math
 
-import torch
 from accelerate.utils import set_seed
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -45,7 +45,9 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--target_ffn_dim", type=positive_int, help="FFN neurons to keep in every layer")
     layers = group.add_mutually_exclusive_group()
     layers.add_argument("--keep_layers", type=layer_list, help="layers to keep, counted from 0, such as 1,3,5")
-    layers.add_argument("--target_num_layers", type=positive_int, help="layers to keep, evenly spread, the last included")
+    layers.add_argument(
+        "--target_num_layers", type=positive_int, help="layers to keep, evenly spread, the last included"
+    )
     parser.add_argument("--importance_rows", type=positive_int, default=2048, help="rows of train.txt to rank on")
     parser.add_argument("--seed", type=int, default=42, help="seed of the choice of those rows")
     add_device_option(parser)
@@ -102,7 +104,9 @@ def main() -> None:
     narrows = bool(args.target_num_heads or args.target_ffn_dim)
     cuts_layers = bool(args.keep_layers or args.target_num_layers)
     if not narrows and not cuts_layers:
-        raise UserError("nothing to prune: give --target_num_heads, --target_ffn_dim, --keep_layers or --target_num_layers")
+        raise UserError(
+            "nothing to prune: give --target_num_heads, --target_ffn_dim, --keep_layers or --target_num_layers"
+        )
     config = load_config(args.config)
     tokenizer = load_tokenizer(args.bert_output_dir, "--bert_output_dir")
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
@@ -125,7 +129,8 @@ def main() -> None:
     keep_layers(model, kept)
     if narrows:
         train = data.splits["train"]
-        batches = shuffled_batches(lengths(train), IMPORTANCE_BATCH, args.seed)[: -(-args.importance_rows // IMPORTANCE_BATCH)]
+        num_batches = math.ceil(args.importance_rows / IMPORTANCE_BATCH)
+        batches = shuffled_batches(lengths(train), IMPORTANCE_BATCH, args.seed)[:num_batches]
         rows = tqdm(batches, desc="importance", unit="batch", disable=None)
         ranked_on = (collate(train, indices, model.config.pad_token_id) for indices in rows)
         prune_heads_and_neurons(model, ranked_on, args.target_num_heads, args.target_ffn_dim)

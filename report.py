@@ -1,13 +1,14 @@
 """The ladder: accuracy, latency and size of every rung, measured side by side in one run.
 
-    python report.py --config=configs/config-bert-cls.json --data_dir=data/movie-reviews --output_json=results/demo.json \\
+    python report.py --config=configs/config-bert-cls.json --data_dir=data/movie-reviews \\
+        --output_json=results/demo.json \\
         --rung "teacher, padded to n_ctx" pytorch_fixed runs/demo/teacher \\
         --rung "teacher" pytorch runs/demo/teacher \\
         --rung "student, int8" onnx runs/demo/student.int8.onnx
 
-A rung is a name, an engine and a path. Engines: pytorch and pytorch_fixed (every row padded to n_ctx, the naive way) run
-a checkpoint folder, onnx a file that quantize.py wrote. The speed-up is over the first rung. Every rung classifies each
-row of test.txt once, alone, and they take turns every 100 rows, so that a noisy machine is unfair to none.
+A rung is a name, an engine and a path. Engines: pytorch and pytorch_fixed (every row padded to n_ctx, the naive way)
+run a checkpoint folder, onnx a file that quantize.py wrote. The speed-up is over the first rung. Every rung classifies
+each row of test.txt once, alone, and they take turns every 100 rows, so that a noisy machine is unfair to none.
 The table goes to standard output, the same as JSON to --output_json.
 """
 
@@ -53,7 +54,7 @@ def open_rung(engine: str, path: str, config: Config, labels: list[str], num_thr
         UserError: the engine is unknown, or the path holds no such model.
     """
     if engine == "onnx":
-        return onnx_engine(path, num_threads), os.path.getsize(path)
+        return onnx_engine(path, num_threads, len(labels)), os.path.getsize(path)
     if engine in ENGINES:
         model = load_model(path, "--rung", config, labels)
         return pytorch_engine(model), os.path.getsize(Path(path) / "model.safetensors")
@@ -82,6 +83,18 @@ def measure(engines: list[Engine], widths: list[int | None], split, pad_token_id
     return [np.concatenate(outputs) for outputs in logits], [np.concatenate(parts) for parts in milliseconds]
 
 
+def result(logits: np.ndarray, milliseconds: np.ndarray, true: np.ndarray) -> dict:
+    """One rung's accuracy, latency and throughput, from its logits [rows, labels] and latencies [rows]."""
+    num_correct = int((logits.argmax(-1) == true).sum())
+    return {
+        "accuracy": num_correct / len(true),
+        "num_correct": num_correct,
+        "num_examples": len(true),
+        "latency_ms": latency_summary(milliseconds),
+        "throughput_per_s": 1000 / float(milliseconds.mean()),
+    }
+
+
 def table(rungs: list[dict]) -> str:
     """The rungs as aligned text."""
     header = ["rung", "accuracy", "correct", "mean ms", "p50", "p99", "examples/s", "MB", "speed-up"]
@@ -98,10 +111,10 @@ def table(rungs: list[dict]) -> str:
         for rung in rungs
     ]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
-        for row in [header, ["-" * width for width in widths], *rows]
-    ]
+    lines = []
+    for name, *numbers in [header, ["-" * width for width in widths], *rows]:
+        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *cells]))
     return "\n".join(lines)
 
 
@@ -122,22 +135,14 @@ def main() -> None:
     logits, milliseconds = measure([engine for engine, _ in opened], widths, test, tokenizer.pad_token_id)
 
     true = np.asarray(test.with_format("numpy")["label"])
-    rungs = []
-    for (name, engine, _), (_, num_bytes), scores, latencies in zip(args.rung, opened, logits, milliseconds, strict=True):
-        num_correct = int((scores.argmax(-1) == true).sum())
-        rungs.append(
-            {
-                "name": name,
-                "engine": engine,
-                "accuracy": num_correct / len(true),
-                "num_correct": num_correct,
-                "num_examples": len(true),
-                "latency_ms": latency_summary(latencies),
-                "throughput_per_s": 1000 / float(latencies.mean()),
-                "model_bytes": num_bytes,
-                "speedup": float(milliseconds[0].mean() / latencies.mean()),
-            }
+    rungs = [
+        {"name": name, "engine": engine, "model_bytes": num_bytes} | result(scores, latencies, true)
+        for (name, engine, _), (_, num_bytes), scores, latencies in zip(
+            args.rung, opened, logits, milliseconds, strict=True
         )
+    ]
+    for rung in rungs:
+        rung["speedup"] = rungs[0]["latency_ms"]["mean"] / rung["latency_ms"]["mean"]
     machine = describe_machine() | {"num_threads": args.num_threads}
     write_json(args.output_json, {"machine": machine, "data_dir": args.data_dir, "rungs": rungs})
     print(", ".join(f"{key} {value}" for key, value in machine.items()))

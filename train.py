@@ -4,8 +4,8 @@
         --bert_model_name_or_path=./embeddings/bert-base-uncased --bert_output_dir=bert-checkpoint-teacher \\
         --save_path=pytorch-model-teacher.pt --lr=5e-5 --epoch=3 --batch_size=64
 
-Reads what preprocess.py wrote into data_dir. After each epoch the model is scored on valid.txt; the best one (--measure)
-is kept in --bert_output_dir, a standard transformers checkpoint, and in --save_path, its state dict.
+Reads what preprocess.py wrote into data_dir. After each epoch the model is scored on valid.txt; the best one
+(--measure) is kept in --bert_output_dir, a standard transformers checkpoint, and in --save_path, its state dict.
 Several processes: `accelerate launch train.py ...` or `torchrun --nproc_per_node=2 train.py ...`, same options.
 """
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from accelerate.utils import set_seed
 from torch import as_tensor
 
-from utils.arguments import add_data_options, add_device_option, add_precision_option, add_training_options, script_parser
+from utils.arguments import add_data_options, add_training_options, script_parser
 from utils.cli import run
 from utils.config import load_config
 from utils.data import load_data
@@ -31,13 +31,13 @@ def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
     add_data_options(parser)
     parser.add_argument(
-        "--bert_model_name_or_path", required=True, help="checkpoint to start from: a pretrained encoder or a classifier"
+        "--bert_model_name_or_path",
+        required=True,
+        help="checkpoint to start from: a pretrained encoder or a classifier",
     )
     parser.add_argument("--bert_output_dir", required=True, help="folder for the best checkpoint")
     parser.add_argument("--save_path", required=True, help="file for the best checkpoint's state dict (.pt)")
     add_training_options(parser, epochs=3)
-    add_device_option(parser)
-    add_precision_option(parser)
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Tiny random encoders of every family, tiny data sets, and a way to run the real scripts without starting Python anew."""
+"""Tiny random encoders of every family, tiny data sets, and a way to run the real scripts in this process."""
 
 import importlib
 import logging
@@ -46,7 +46,7 @@ def make_encoder(folder: Path, family: str, tokenizer: PreTrainedTokenizerFast |
     if family == "roberta":
         keys["type_vocab_size"] = 1
     config = AutoConfig.for_model(
-        family, vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id, **keys
+        family, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **{"max_position_embeddings": 64} | keys
     )
     torch.manual_seed(0)
     model = AutoModel.from_config(config)
@@ -131,7 +131,8 @@ class Project:
 
     def train(self, *more: str, out: str = "teacher"):
         return self.script(
-            "train", *self.common(), f"--bert_model_name_or_path={self.encoder}", f"--bert_output_dir={self.folder / out}",
+            "train", *self.common(), f"--bert_model_name_or_path={self.encoder}",
+            f"--bert_output_dir={self.folder / out}",
             f"--save_path={self.folder / out}.pt", "--lr=1e-2", "--epoch=2", "--batch_size=16", "--device=cpu", *more,
         )  # fmt: skip
 
@@ -146,9 +147,9 @@ class Project:
 
     def prune(self, *more: str, source: str = "teacher", out: str = "pruned"):
         return self.script(
-            "prune", *self.common(), f"--bert_output_dir={self.folder / source}", f"--model_path={self.folder / source}.pt",
-            f"--bert_output_dir_pruned={self.folder / out}", f"--save_path_pruned={self.folder / out}.pt", "--device=cpu",
-            *more,
+            "prune", *self.common(), f"--bert_output_dir={self.folder / source}",
+            f"--model_path={self.folder / source}.pt", f"--bert_output_dir_pruned={self.folder / out}",
+            f"--save_path_pruned={self.folder / out}.pt", "--device=cpu", *more,
         )  # fmt: skip
 
     def quantize(self, *more: str, source: str = "pruned"):

@@ -1,4 +1,4 @@
-"""Every mistake a user can make: exit code 2, one sentence that names it and the mend, every existing output untouched."""
+"""Every mistake a user can make: exit code 2, one sentence with the mend, every existing output untouched."""
 
 import os
 import pickle
@@ -232,4 +232,6 @@ def test_exit_code_of_the_real_process(tmp_path):
         [*command, "--bert_model_name_or_path=./nowhere"], cwd=ROOT, capture_output=True, text=True, check=False
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("preprocess.py: error: --bert_model_name_or_path=./nowhere")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(
+        "preprocess.py: error: --bert_model_name_or_path=./nowhere"
+    )

@@ -38,8 +38,12 @@ def test_every_step_works(project, family):
     for kind in ("onnx", "int8.onnx"):
         succeeded(
             steps.evaluate(
-                "--enable_ort", f"--onnx_path={steps.folder}/pruned.{kind}", f"--output_json={steps.folder}/{kind}.json",
-                "--batch_size=4", "--num_threads=1", source="pruned",
+                "--enable_ort",
+                f"--onnx_path={steps.folder}/pruned.{kind}",
+                f"--output_json={steps.folder}/{kind}.json",
+                "--batch_size=4",
+                "--num_threads=1",
+                source="pruned",
             )  # fmt: skip
         )
     results = [json.loads((steps.folder / name).read_text()) for name in ("pytorch.json", "onnx.json")]
@@ -52,6 +56,10 @@ def test_every_step_works(project, family):
     config = load_config(steps.config)
     model = load_model(str(steps.folder / "smaller"), "--flag", config, ["negative", "positive"])
     assert layer_shapes(model) == [(1, 24)]
+
+
+def test_bf16_trains(trained):
+    assert "cpu, bf16" in succeeded(trained.train("--precision=bf16", out="bf16"))
 
 
 def test_training_learns(project):
@@ -108,7 +116,7 @@ def test_sentence_pairs(project):
     batch = collate(data.splits["test"], np.arange(8), tokenizer.pad_token_id)
     assert batch["token_type_ids"].max() == 1
     torch_logits = pytorch_engine(load_model(str(steps.folder / "teacher"), "--flag", config, data.labels))(batch)
-    np.testing.assert_allclose(onnx_engine(steps.folder / "teacher.onnx", 1)(batch), torch_logits, atol=1e-4)
+    np.testing.assert_allclose(onnx_engine(steps.folder / "teacher.onnx", 1, 2)(batch), torch_logits, atol=1e-4)
     assert np.abs(torch_logits - pytorch_engine(
         load_model(str(steps.folder / "teacher"), "--flag", config, data.labels)
     )(batch | {"token_type_ids": 0 * batch["token_type_ids"]})).max() > 1e-3  # fmt: skip

@@ -32,7 +32,9 @@ def test_two_processes_train_and_distill_like_one(trained, tmp_path):
                 command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
                 command += [str(ROOT / f"{script}.py"), *common, *more, *out]
                 environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+                done = subprocess.run(
+                    command, env=environment, capture_output=True, text=True, check=False, timeout=120
+                )
                 stderr = done.stderr
                 assert done.returncode == 0, stderr
                 assert "2 process(es)" in stderr and stderr.count("[Best]") == 1

@@ -20,7 +20,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
-    """Hyperparameters of the training loop."""
+    """Hyperparameters and hardware of the training loop."""
     group = parser.add_argument_group("training")
     group.add_argument("--lr", type=positive_float, default=5e-5, help="peak learning rate")
     group.add_argument("--epoch", type=positive_int, default=epochs, help="passes over train.txt")
@@ -29,6 +29,11 @@ def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
         "--measure", choices=["loss", "accuracy"], default="accuracy", help="what picks the best epoch on valid.txt"
     )
     group.add_argument("--seed", type=int, default=42, help="seed of the classifier's start, row order and dropout")
+    add_device_option(parser)
+    parser.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
+        help="autocast; auto takes bf16 where the hardware has it, else fp32",
+    )  # fmt: skip
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -36,14 +41,6 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
         help="auto takes a GPU where there is one; choose among several with CUDA_VISIBLE_DEVICES",
-    )  # fmt: skip
-
-
-def add_precision_option(parser: argparse.ArgumentParser) -> None:
-    """--precision."""
-    parser.add_argument(
-        "--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
-        help="autocast; auto takes bf16 where the hardware has it, else fp32",
     )  # fmt: skip
 
 

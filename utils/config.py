@@ -35,7 +35,9 @@ def load_config(path: str | Path) -> Config:
     known = list(Config.__dataclass_fields__)
     if not isinstance(values, dict) or sorted(values) != sorted(known):
         odd = sorted(set(values) ^ set(known)) if isinstance(values, dict) else []
-        raise UserError(f"{path} must hold exactly the keys {', '.join(known)}: unknown or missing here {', '.join(odd)}")
+        raise UserError(
+            f"{path} must hold exactly the keys {', '.join(known)}: unknown or missing here {', '.join(odd)}"
+        )
     if values["encoder_class"] not in list(FAMILIES):  # a list, as the value may be anything
         raise UserError(
             f"{path}: unknown encoder_class {values['encoder_class']!r}: choose one of {', '.join(sorted(FAMILIES))}"

@@ -1,7 +1,7 @@
 """Data sets: text files -> tokenized Arrow tables -> batches of rows of about the same length.
 
 A data folder holds {train,valid,test}.txt, `sentence<TAB>label` or `sentence_a<TAB>sentence_b<TAB>label`. preprocess.py
-writes beside them label.txt (one label a line, in the order of their ids) and tokenized/, which every other script reads.
+writes beside them label.txt (one label a line, in the order of their ids) and tokenized/, which the other scripts read.
 """
 
 import hashlib
@@ -24,21 +24,15 @@ from utils.model import tokenizer_fingerprint
 datasets.disable_progress_bars()
 
 SPLITS = ("train", "valid", "test")
-SCHEMA = pa.schema(
-    {"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "label": pa.int32()}
-)
+SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "label": pa.int32()})
 
 
 @dataclass(frozen=True)
 class Data:
-    """A tokenized data set: `labels` in the order of their ids, and one memory-mapped table a split.
-
-    `fingerprint` says which texts, tokenizer and n_ctx it was made from.
-    """
+    """A tokenized data set: `labels` in the order of their ids, and one memory-mapped table a split."""
 
     labels: list[str]
     splits: dict[str, datasets.Dataset]
-    fingerprint: str
 
 
 def read_rows(path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -56,7 +50,9 @@ def read_rows(path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
                 try:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
-                    raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason}): save the file as UTF-8") from error
+                    raise UserError(
+                        f"{path}, line {number}: not UTF-8 ({error.reason}): save the file as UTF-8"
+                    ) from error
                 *texts, label = (field.strip() for field in line.split("\t"))
                 if not texts:
                     raise UserError(f"{path}, line {number}: no tab: {mend}")
@@ -76,7 +72,7 @@ def read_labels(data_dir: Path) -> tuple[list[str], dict[str, int]]:
     """Check every line of the three text files; return the sorted labels of train.txt and each split's number of rows.
 
     Raises:
-        UserError: as `read_rows`, a label that train.txt lacks, one label only, or pairs in one file but not in another.
+        UserError: as `read_rows`, a label that train.txt lacks, one label only, or pairs in one file but not all.
     """
     counts, columns, seen = {}, {}, {}
     for split in SPLITS:
@@ -85,13 +81,17 @@ def read_labels(data_dir: Path) -> tuple[list[str], dict[str, int]]:
         for counts[split], (texts, label) in enumerate(read_rows(path), start=1):
             if split != "train" and label not in seen:
                 raise UserError(
-                    f"{path}, line {counts[split]}: label {label!r} does not occur in train.txt: correct it, or add rows"
+                    f"{path}, line {counts[split]}: label {label!r} is not in train.txt: correct it, or add rows"
                 )
             if columns.setdefault("texts", len(texts)) != len(texts):
-                raise UserError(f"{path} and train.txt differ in their number of columns: use pairs in all files or in none")
+                raise UserError(
+                    f"{path} and train.txt differ in their number of columns: use pairs in all files or in none"
+                )
             seen[label] = None
     if len(seen) < 2:
-        raise UserError(f"{data_dir / 'train.txt'} has only the label {next(iter(seen))!r}: a classifier needs two or more")
+        raise UserError(
+            f"{data_dir / 'train.txt'} has only the label {next(iter(seen))!r}: a classifier needs two or more"
+        )
     return sorted(seen, key=_label_order), counts
 
 
@@ -146,7 +146,9 @@ def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: i
         meta = json.loads((data_dir / "tokenized" / "meta.json").read_text(encoding="utf-8"))
         splits = {split: datasets.Dataset.from_file(str(data_dir / "tokenized" / f"{split}.arrow")) for split in SPLITS}
     except FileNotFoundError as error:
-        raise UserError(f"{data_dir} holds no tokenized data set: run preprocess.py with this data_dir first") from error
+        raise UserError(
+            f"{data_dir} holds no tokenized data set: run preprocess.py with this data_dir first"
+        ) from error
     except Exception as error:  # whatever a damaged Arrow file provokes
         raise UserError(f"{data_dir / 'tokenized'} is damaged ({type(error).__name__}): {again}") from error
     if meta["n_ctx"] != n_ctx:
@@ -157,8 +159,7 @@ def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: i
         path = data_dir / f"{split}.txt"
         if path.exists() and _file_hash(path) != meta["texts"][split]:
             raise UserError(f"{path} has changed since it was tokenized: {again}")
-    fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    return Data(meta["labels"], splits, fingerprint)
+    return Data(meta["labels"], splits)
 
 
 def lengths(split: datasets.Dataset) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from utils.cli import UserError
 from utils.model import model_inputs
 from utils.runtime import load_session, run_session
 
@@ -23,11 +24,16 @@ def pytorch_engine(model: PreTrainedModel) -> Engine:
     return run
 
 
-def onnx_engine(path: str | Path, num_threads: int) -> Engine:
+def onnx_engine(path: str | Path, num_threads: int, num_labels: int) -> Engine:
     """Logits [rows, labels] of an ONNX file, by ONNX Runtime on the CPU.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged, or gives another number of logits than `num_labels`.
     """
     session = load_session(path, num_threads)
+    found = session.get_outputs()[0].shape[-1]
+    if found != num_labels:
+        raise UserError(
+            f"{path} gives {found} logits but the data set has {num_labels} labels: write it again with quantize.py"
+        )
     return lambda batch: run_session(session, batch)

@@ -1,4 +1,4 @@
-"""Outputs are written under a temporary name in the same folder and renamed: the old file or the new one, never half."""
+"""Outputs are written under a temporary name beside the real one and renamed: the old file or the new, never half."""
 
 import json
 import os
@@ -86,4 +86,6 @@ def check_output_folder(path: str | Path, flag: str) -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"{flag}: cannot write to the folder {path} ({error.strerror}): name one you may write to") from error
+        raise UserError(
+            f"{flag}: cannot write to the folder {path} ({error.strerror}): name one you may write to"
+        ) from error

@@ -34,7 +34,10 @@ def gradient_importance(
 
     hooks = []
     for index, layer in enumerate(layers_of(model)):
-        attention_output, ffn_output = layer.get_submodule(family.attention_output), layer.get_submodule(family.ffn_output)
+        attention_output, ffn_output = (
+            layer.get_submodule(family.attention_output),
+            layer.get_submodule(family.ffn_output),
+        )
         hooks.append(_mask_inputs(attention_output, head_masks, index, head_size))
         hooks.append(_mask_inputs(ffn_output, neuron_masks, index, 1))
     model.eval()

@@ -1,4 +1,4 @@
-"""Losses of a student against its teacher. Each returns one value a row, [batch], so that any split of a batch sums up."""
+"""Losses of a student against its teacher, one value a row, [batch]: parts of a batch sum up to the whole."""
 
 import torch
 import torch.nn.functional as F

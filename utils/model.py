@@ -47,7 +47,9 @@ def load_tokenizer(name_or_path: str, flag: str) -> PreTrainedTokenizerFast:
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise UserError(f"{flag}={name_or_path} holds no usable tokenizer ({_first_line(error)}): {MEND}") from error
     if not tokenizer.is_fast:
-        raise UserError(f"{flag}={name_or_path}: its tokenizer has no fast version (tokenizer.json): use another encoder")
+        raise UserError(
+            f"{flag}={name_or_path}: its tokenizer has no fast version (tokenizer.json): use another encoder"
+        )
     return tokenizer
 
 
@@ -103,8 +105,8 @@ def check_labels(hub_config: PretrainedConfig, labels: list[str], name_or_path: 
     own_labels = _labels_of(hub_config)
     if own_labels != labels:
         raise UserError(
-            f"{flag}={name_or_path} was trained for the labels {_shown(own_labels)} but the data set has {_shown(labels)}: "
-            "use the data set it was trained on, or train it again"
+            f"{flag}={name_or_path} was trained for the labels {_shown(own_labels)} but the data set has "
+            f"{_shown(labels)}: use the data set it was trained on, or train it again"
         )
 
 
@@ -131,7 +133,7 @@ def load_hub_config(name_or_path: str, flag: str, config: Config) -> PretrainedC
         positions -= hub_config.pad_token_id + 1
     if config.n_ctx > positions:
         raise UserError(
-            f"n_ctx is {config.n_ctx} but {flag}={name_or_path} has only {positions} positions: lower n_ctx in the config"
+            f"n_ctx is {config.n_ctx} but {flag}={name_or_path} has only {positions} positions: lower it in the config"
         )
     return hub_config
 
@@ -161,13 +163,12 @@ def save_checkpoint(
     """Write a complete checkpoint folder (config, safetensors, tokenizer) and, with `state_path`, the same as a .pt."""
     shapes = layer_shapes(model)
     uniform = len(set(shapes)) == 1 and shapes[0] == (model.config.num_attention_heads, _config_ffn_size(model.config))
-    model.config.layer_shapes = None if uniform else [list(shape) for shape in shapes]
-    if uniform:
-        del model.config.layer_shapes
+    if not uniform:
+        model.config.layer_shapes = [list(shape) for shape in shapes]
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_files_into(folder) as temporary:
         tokenizer.save_pretrained(temporary)
-        model.save_pretrained(temporary, state_dict=dict(state))  # it may empty the one it gets
+        model.save_pretrained(temporary, state_dict=dict(state))  # a copy: it may empty the one it gets
     if state_path is not None:
         with atomic_file(state_path) as temporary:
             torch.save(state, temporary)
@@ -224,7 +225,14 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    texts = ["Hello, World! it 's naïve", "UPPER lower 12,345.67 a_b", "日本語 текст ñ é ü", "🙂 don't re-do\t ok", "[CLS] <s> </s>", ""]
+    texts = [
+        "Hello, World! it 's naïve",
+        "UPPER lower 12,345.67 a_b",
+        "日本語 текст ñ é ü",
+        "🙂 don't re-do\t ok",
+        "[CLS] <s> </s>",
+        "",
+    ]
     ids = [backend.encode(text).ids for text in texts] + [backend.encode(texts[0], texts[1]).ids]
     known = json.dumps([sorted(backend.get_vocab().items()), ids], ensure_ascii=True)
     return hashlib.sha256(known.encode()).hexdigest()[:16]

@@ -131,8 +131,8 @@ def train(
     AdamW with decoupled weight decay, a linear warm-up over the first tenth of the steps, then linear decay to 0.
 
     Args:
-        row_losses: called with the model (wrapped, where there are several processes), its inputs, the batch of `collate`
-            they come from and the rows' indices in data.splits["train"]; returns the loss of every row, [rows].
+        row_losses: called with the model (wrapped, where there are several processes), its inputs, the batch of
+            `collate` they come from and the rows' indices in data.splits["train"]; returns every row's loss, [rows].
         save: called in the main process with the model whenever an epoch's score is the best so far.
 
     Returns:
