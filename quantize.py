@@ -16,6 +16,7 @@ import logging
 import os
 from pathlib import Path
 
+import datasets
 import numpy as np
 import onnx
 from tqdm import tqdm
@@ -24,11 +25,11 @@ from utils.arguments import add_data_options, script_parser
 from utils.cli import UserError, run
 from utils.config import load_config
 from utils.data import Data, collate, lengths, load_data
+from utils.engines import Engine, onnx_engine, pytorch_engine
 from utils.files import atomic_file, check_output_file
 from utils.model import load_model, load_tokenizer
 from utils.onnx_graph import build_graph
 from utils.quantization import WEIGHT_BITS, compare_logits, quantize_int8
-from utils.runtime import load_session, run_session
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +67,12 @@ def comparison_batches(data: Data, pad_token_id: int) -> list[dict[str, np.ndarr
     return singles + padded
 
 
-def accuracy(session, split, pad_token_id: int, name: str) -> float:
+def accuracy(run_graph: Engine, split: datasets.Dataset, pad_token_id: int, name: str) -> float:
     """Share of a split's rows, run one by one as a service would, that the graph labels right."""
     right = 0
     for i in tqdm(range(len(split)), desc=f"accuracy of {name}", unit="row", disable=None):
         batch = collate(split, np.array([i]), pad_token_id)
-        right += int(run_session(session, batch).argmax() == batch["labels"][0])
+        right += int(run_graph(batch).argmax() == batch["labels"][0])
     return right / len(split)
 
 
@@ -88,13 +89,14 @@ def main() -> None:
 
     valid, pad_token_id = data.splits["valid"], tokenizer.pad_token_id
     batches = comparison_batches(data, pad_token_id)
+    run_model = pytorch_engine(model)
+    expected = [run_model(batch) for batch in tqdm(batches, desc="PyTorch", unit="batch", disable=None)]
     with atomic_file(args.onnx_path) as fp32_path, atomic_file(args.quantized_onnx_path) as int8_path:
         onnx.save(build_graph(model), fp32_path)
         quantize_int8(fp32_path, int8_path, args.target_cpu)
         for name, shown, path in [("fp32", args.onnx_path, fp32_path), ("int8", args.quantized_onnx_path, int8_path)]:
-            session = load_session(path, os.cpu_count())
-            bar = tqdm(batches, desc=f"compare {name} with PyTorch", unit="batch", disable=None)
-            difference = compare_logits(lambda batch, session=session: run_session(session, batch), model, bar)
+            run_graph = onnx_engine(path, os.cpu_count(), len(data.labels))
+            difference = compare_logits(run_graph, expected, batches)
             # Not `>`: a NaN must fail too.
             if name == "fp32" and not difference <= MAX_FP32_DIFFERENCE:
                 raise UserError(
@@ -102,7 +104,7 @@ def main() -> None:
                     f"more than {MAX_FP32_DIFFERENCE}, so nothing was written: "
                     f"check that --bert_output_dir={args.bert_output_dir} holds finite weights"
                 )
-            right = accuracy(session, valid, pad_token_id, name)
+            right = accuracy(run_graph, valid, pad_token_id, name)
             logger.info(
                 "[%s] : %.1f MB, largest logit difference from PyTorch %.2g, accuracy on valid.txt %.4f, %s",
                 name, os.path.getsize(path) / 1e6, difference, right, shown,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -14,11 +15,12 @@ from conftest import ROOT
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this build of PyTorch has no torch.distributed")
 def test_two_processes_train_and_distill_like_one(trained, tmp_path):
     # Without dropout nothing differs between one process and two but the order of sums.
-    config = json.loads((tmp_path / "teacher/config.json").read_text())
+    shutil.copytree(trained.encoder, tmp_path / "start")
+    config = json.loads((tmp_path / "start/config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (tmp_path / "teacher/config.json").write_text(json.dumps(config))
+    (tmp_path / "start/config.json").write_text(json.dumps(config))
     common = [f"--config={trained.config}", f"--data_dir={trained.data}", "--device=cpu", "--lr=1e-3", "--epoch=2"]
-    common += ["--batch_size=20", f"--bert_model_name_or_path={tmp_path}/teacher"]
+    common += ["--batch_size=20", f"--bert_model_name_or_path={tmp_path}/start"]
     teacher = [f"--teacher_config={trained.config}", f"--teacher_bert_model_name_or_path={tmp_path}/teacher"]
     teacher += [f"--teacher_model_path={tmp_path}/teacher.pt", "--state_loss_ratio=1"]
     for script, more in (("train", []), ("fastformers", teacher)):

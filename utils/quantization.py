@@ -6,17 +6,15 @@ onnxruntime.quantization.quantize_dynamic, whose quantized attention operator is
 followed by fp32 attention.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from transformers import PreTrainedModel
 
 from utils.cli import UserError
-from utils.model import model_inputs
+from utils.engines import Engine
 from utils.onnx_graph import MICROSOFT, WORD_TABLE
 
 # Bits of a weight. Without VNNI, AVX2 sums pairs of products of an 8-bit activation and an 8-bit weight in 16 bits,
@@ -125,18 +123,12 @@ def _int8_embedding(weights: dict, node: onnx.NodeProto) -> list[onnx.NodeProto]
     ]
 
 
-def compare_logits(
-    run: Callable[[dict[str, np.ndarray]], np.ndarray], model: PreTrainedModel, batches: list[dict[str, np.ndarray]]
-) -> float:
+def compare_logits(run: Engine, expected: list[np.ndarray], batches: list[dict[str, np.ndarray]]) -> float:
     """The largest absolute difference between a graph's logits and PyTorch's over `batches`; NaN where either has one.
 
     Args:
-        run: the graph, from a batch to its logits [rows, labels].
-        batches: int64 arrays [rows, tokens] as `utils.data.collate` makes them; single rows or padded.
+        run: the graph.
+        expected: PyTorch's logits [rows, labels] of each batch.
+        batches: of `utils.data.collate`; single rows or padded.
     """
-    differences = []
-    for batch in batches:
-        with torch.inference_mode():
-            expected = model(**model_inputs(model, batch)).logits.numpy()
-        differences.append(np.abs(run(batch) - expected).max())
-    return float(np.max(differences))
+    return float(np.max([np.abs(run(batch) - logits).max() for batch, logits in zip(batches, expected, strict=True)]))
