@@ -20,12 +20,13 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 from tqdm import tqdm
 
 from utils.arguments import add_data_options, add_device_option, positive_int, script_parser
+from utils.checkpoint import check_labels, load_hub_config, load_tokenizer
 from utils.cli import UserError, run
 from utils.config import Config, load_config
 from utils.data import batches_by_length, collate, lengths, load_data
 from utils.engines import Engine, onnx_engine, pytorch_engine
 from utils.files import check_output_file, write_json
-from utils.model import check_labels, load_hub_config, load_model, load_tokenizer
+from utils.model import load_model
 from utils.timing import WARMUP_BATCHES, latency_summary, timed
 from utils.training import choose_device
 

@@ -21,13 +21,14 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedModel
 
 from utils.arguments import add_data_options, add_training_options, ratio, script_parser
+from utils.checkpoint import check_same_tokenizer, load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
 from utils.data import Data, load_data
 from utils.families import layer_shapes
 from utils.files import check_output_file, check_output_folder
 from utils.losses import KD_LOSSES, attention_loss, state_loss
-from utils.model import check_same_tokenizer, load_model, load_tokenizer, model_inputs, save_checkpoint
+from utils.model import load_model, model_inputs, save_checkpoint
 from utils.training import Settings, make_accelerator, predict, score, train
 
 logger = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.arguments import script_parser
+from utils.checkpoint import check_same_tokenizer, load_hub_config, load_tokenizer
 from utils.cli import run
 from utils.config import load_config
 from utils.data import tokenize_data
 from utils.files import check_output_folder
-from utils.model import check_same_tokenizer, load_hub_config, load_tokenizer
 
 logger = logging.getLogger(__name__)
 

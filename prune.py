@@ -19,13 +19,14 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from utils.arguments import add_data_options, add_device_option, layer_list, positive_int, script_parser
+from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
 from utils.data import collate, lengths, load_data, shuffled_batches
 from utils.families import layer_shapes
 from utils.files import check_output_file, check_output_folder
 from utils.importance import gradient_importance, most_important
-from utils.model import keep_layers, load_model, load_tokenizer, narrow_layer, save_checkpoint
+from utils.model import keep_layers, load_model, narrow_layer, save_checkpoint
 from utils.training import make_accelerator, predict, score
 
 logger = logging.getLogger(__name__)

@@ -22,12 +22,13 @@ import onnx
 from tqdm import tqdm
 
 from utils.arguments import add_data_options, script_parser
+from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
 from utils.data import Data, collate, lengths, load_data
 from utils.engines import Engine, onnx_engine, pytorch_engine
 from utils.files import atomic_file, check_output_file
-from utils.model import load_model, load_tokenizer
+from utils.model import load_model
 from utils.onnx_graph import build_graph
 from utils.quantization import WEIGHT_BITS, compare_logits, quantize_int8
 

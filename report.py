@@ -21,13 +21,14 @@ import torch
 from tqdm import tqdm
 
 from utils.arguments import add_data_options, positive_int, script_parser
+from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import Config, load_config
 from utils.data import collate, load_data
 from utils.engines import Engine, onnx_engine, pytorch_engine
 from utils.files import check_output_file, write_json
 from utils.machine import describe_machine
-from utils.model import load_model, load_tokenizer
+from utils.model import load_model
 from utils.timing import latency_summary, timed
 
 ENGINES = ("pytorch_fixed", "pytorch", "onnx")

@@ -17,11 +17,12 @@ from accelerate.utils import set_seed
 from torch import as_tensor
 
 from utils.arguments import add_data_options, add_training_options, script_parser
+from utils.checkpoint import load_tokenizer
 from utils.cli import run
 from utils.config import load_config
 from utils.data import load_data
 from utils.files import check_output_file, check_output_folder
-from utils.model import load_model, load_tokenizer, save_checkpoint
+from utils.model import load_model, save_checkpoint
 from utils.training import Settings, make_accelerator, train
 
 logger = logging.getLogger(__name__)

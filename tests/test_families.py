@@ -8,11 +8,12 @@ import torch
 from conftest import FAMILY_NAMES
 from transformers import AutoModelForSequenceClassification, pipeline
 
+from utils.checkpoint import load_tokenizer
 from utils.config import load_config
 from utils.data import collate, load_data
 from utils.engines import onnx_engine, pytorch_engine
 from utils.families import layer_shapes
-from utils.model import load_model, load_tokenizer
+from utils.model import load_model
 
 
 def succeeded(result: tuple[int, str]) -> str:

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from conftest import FAMILY_NAMES
 
+from utils.checkpoint import load_tokenizer
 from utils.config import Config
 from utils.families import family_of, layer_shapes, layers_of
 from utils.importance import gradient_importance, most_important
-from utils.model import keep_layers, load_model, load_tokenizer, model_inputs, narrow_layer, save_checkpoint
+from utils.model import keep_layers, load_model, model_inputs, narrow_layer, save_checkpoint
 
 LABELS = ["negative", "positive"]
 

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute
 from transformers import PreTrainedTokenizerFast
 
+from utils.checkpoint import tokenizer_fingerprint
 from utils.cli import UserError
 from utils.files import atomic_file, atomic_folder, write_json
-from utils.model import tokenizer_fingerprint
 
 datasets.disable_progress_bars()
 

@@ -4,10 +4,14 @@ To add a family, add a row here, a config in configs/ and its name to the tests'
 Paths of a layer's parts are relative to the layer, the others to the classification model.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from torch import nn
-from transformers import PreTrainedModel
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # importing models takes seconds, and the table alone needs none
+    from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

@@ -1,56 +1,22 @@
-"""Checkpoints: loading, saving and cutting down the four families' classification models.
+"""Classification models: loading, saving and cutting down, for the four families.
 
 A checkpoint folder is a standard transformers one. Where pruning left a layer narrower than config.json's own keys can
 say, `layer_shapes` in config.json lists (attention heads, FFN neurons) for every layer.
 """
 
-import hashlib
-import json
-import os
-import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    logging,
-)
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from utils.checkpoint import MEND, check_labels, first_line, labels_of, load_hub_config
 from utils.cli import UserError
 from utils.config import Config
-from utils.families import FAMILIES, family_of, head_size_of, layer_shapes, layers_of, takes_token_types
+from utils.families import family_of, head_size_of, layer_shapes, layers_of, takes_token_types
 from utils.files import atomic_file, atomic_files_into
-
-logging.set_verbosity_error()
-logging.disable_progress_bar()
-
-MEND = "check the path, or fetch a pretrained encoder with `python embeddings/fetch.py NAME`"
-
-
-def load_tokenizer(name_or_path: str, flag: str) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a checkpoint folder, or of a Hugging Face hub name.
-
-    Raises:
-        UserError: there is none, naming `flag`.
-    """
-    _check_there(name_or_path, flag)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise UserError(f"{flag}={name_or_path} holds no usable tokenizer ({_first_line(error)}): {MEND}") from error
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"{flag}={name_or_path}: its tokenizer has no fast version (tokenizer.json): use another encoder"
-        )
-    return tokenizer
 
 
 def load_model(
@@ -75,7 +41,7 @@ def load_model(
         UserError: the checkpoint is missing, damaged, of another family than `config`'s, or its labels differ.
     """
     hub_config = load_hub_config(name_or_path, flag, config)
-    own_labels = _labels_of(hub_config)
+    own_labels = labels_of(hub_config)
     if not new_head:
         check_labels(hub_config, labels, name_or_path, flag)
     hub_config.id2label, hub_config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
@@ -90,52 +56,10 @@ def load_model(
             if loading["missing_keys"] and not new_head:
                 raise ValueError(f"no weights for {sorted(loading['missing_keys'])[0]}")
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise UserError(f"{flag}={name_or_path} cannot be loaded ({_first_line(error)}): {MEND}") from error
+        raise UserError(f"{flag}={name_or_path} cannot be loaded ({first_line(error)}): {MEND}") from error
     if state_path is not None:
         load_state(model, state_path)
     return model.eval()
-
-
-def check_labels(hub_config: PretrainedConfig, labels: list[str], name_or_path: str, flag: str) -> None:
-    """Check that a checkpoint's labels are the data set's, in the same order.
-
-    Raises:
-        UserError: they are not.
-    """
-    own_labels = _labels_of(hub_config)
-    if own_labels != labels:
-        raise UserError(
-            f"{flag}={name_or_path} was trained for the labels {_shown(own_labels)} but the data set has "
-            f"{_shown(labels)}: use the data set it was trained on, or train it again"
-        )
-
-
-def load_hub_config(name_or_path: str, flag: str, config: Config) -> PretrainedConfig:
-    """Read a checkpoint's config.json and check it against `config`.
-
-    Raises:
-        UserError: it is missing or damaged, of another family, or too short for n_ctx.
-    """
-    _check_there(name_or_path, flag)
-    try:
-        hub_config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{flag}={name_or_path} holds no usable config.json ({_first_line(error)}): {MEND}") from error
-    if hub_config.model_type != config.encoder_class:
-        raise UserError(
-            f"{flag}={name_or_path} is of the family {hub_config.model_type!r} but the config says encoder_class "
-            f"{config.encoder_class!r}: use "
-            + (f"configs/config-{hub_config.model_type}-cls.json" if hub_config.model_type in FAMILIES
-               else f"an encoder of one of the families {', '.join(sorted(FAMILIES))}")
-        )  # fmt: skip
-    positions = hub_config.max_position_embeddings
-    if FAMILIES[hub_config.model_type].positions_follow_padding:
-        positions -= hub_config.pad_token_id + 1
-    if config.n_ctx > positions:
-        raise UserError(
-            f"n_ctx is {config.n_ctx} but {flag}={name_or_path} has only {positions} positions: lower it in the config"
-        )
-    return hub_config
 
 
 def load_state(model: PreTrainedModel, path: str) -> None:
@@ -152,7 +76,7 @@ def load_state(model: PreTrainedModel, path: str) -> None:
         raise UserError(f"{path} cannot be read ({error.strerror}): train a model first, or check the path") from error
     except Exception as error:  # torch.load raises whatever the bytes provoke
         raise UserError(
-            f"{path} is not a state dict of this checkpoint ({_first_line(error)}): "
+            f"{path} is not a state dict of this checkpoint ({first_line(error)}): "
             "pass the folder and the file that one command wrote together"
         ) from error
 
@@ -217,41 +141,7 @@ def model_inputs(model: PreTrainedModel, batch: dict) -> dict:
     return {name: torch.as_tensor(batch[name]).to(model.device, non_blocking=True) for name in names}
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """A hash of what the tokenizer does: its vocabulary, and the ids it gives a set of telling texts and a pair.
-
-    Two tokenizers that agree have the same one, whatever their classes or files are called.
-    """
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    texts = [
-        "Hello, World! it 's naïve",
-        "UPPER lower 12,345.67 a_b",
-        "日本語 текст ñ é ü",
-        "🙂 don't re-do\t ok",
-        "[CLS] <s> </s>",
-        "",
-    ]
-    ids = [backend.encode(text).ids for text in texts] + [backend.encode(texts[0], texts[1]).ids]
-    known = json.dumps([sorted(backend.get_vocab().items()), ids], ensure_ascii=True)
-    return hashlib.sha256(known.encode()).hexdigest()[:16]
-
-
-def check_same_tokenizer(student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast) -> None:
-    """A student learns from its teacher's logits on the same token ids, so both must tokenize alike.
-
-    Raises:
-        UserError: they do not.
-    """
-    if tokenizer_fingerprint(student) != tokenizer_fingerprint(teacher):
-        raise UserError(
-            "the tokenizers of teacher and student differ: use a student with its teacher's vocabulary and casing, "
-            "made from it by `prune.py --keep_layers` for one"
-        )
-
-
-def _load_pruned(folder: Path, hub_config, attention: str, keep_head: bool) -> PreTrainedModel:
+def _load_pruned(folder: Path, hub_config: PretrainedConfig, attention: str, keep_head: bool) -> PreTrainedModel:
     model = AutoModelForSequenceClassification.from_config(hub_config, attn_implementation=attention)
     for index, (num_heads, num_neurons) in enumerate(hub_config.layer_shapes):
         narrow_layer(model, index, torch.arange(num_heads), torch.arange(num_neurons))
@@ -263,23 +153,5 @@ def _load_pruned(folder: Path, hub_config, attention: str, keep_head: bool) -> P
     return model
 
 
-def _config_ffn_size(hub_config) -> int:
+def _config_ffn_size(hub_config: PretrainedConfig) -> int:
     return hub_config.hidden_dim if hub_config.model_type == "distilbert" else hub_config.intermediate_size
-
-
-def _labels_of(hub_config) -> list[str]:
-    return [hub_config.id2label[i] for i in sorted(hub_config.id2label)]
-
-
-def _shown(labels: list[str]) -> str:
-    return ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
-
-
-def _check_there(name_or_path: str, flag: str) -> None:
-    # A bare "name" or "owner/name" that is no folder may be one of the hub's; anything else is a path.
-    if not os.path.isdir(name_or_path) and not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name_or_path):
-        raise UserError(f"{flag}={name_or_path} is not a folder: {MEND}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")[:200]
