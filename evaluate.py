@@ -19,11 +19,11 @@ import torch
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix
 from tqdm import tqdm
 
-from utils.arguments import add_data_options, add_device_option, positive_int, script_parser
+from utils.arguments import add_checkpoint_options, add_data_options, add_device_option, positive_int, script_parser
 from utils.checkpoint import check_labels, load_hub_config, load_tokenizer
 from utils.cli import UserError, run
 from utils.config import Config, load_config
-from utils.data import batches_by_length, collate, lengths, load_data
+from utils.data import batches_by_length, collate, lengths, load_data, row_labels
 from utils.engines import Engine, onnx_engine, pytorch_engine
 from utils.files import check_output_file, write_json
 from utils.model import load_model
@@ -36,8 +36,7 @@ logger = logging.getLogger(__name__)
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
     add_data_options(parser)
-    parser.add_argument("--bert_output_dir", required=True, help="checkpoint folder: tokenizer, labels, weights")
-    parser.add_argument("--model_path", help="its state dict (.pt); without it the folder's own weights are used")
+    add_checkpoint_options(parser)
     parser.add_argument("--enable_ort", action="store_true", help="run --onnx_path with ONNX Runtime")
     parser.add_argument("--onnx_path", help="ONNX file made from this checkpoint")
     parser.add_argument("--batch_size", type=positive_int, default=1, help="rows a batch")
@@ -105,7 +104,7 @@ def main() -> None:
 
     predicted = np.empty(len(test), dtype=np.int64)
     predicted[np.concatenate(order)] = np.concatenate(outputs).argmax(-1)
-    true = np.asarray(test.with_format("numpy")["label"])
+    true = row_labels(test)
     ids = list(range(len(data.labels)))
     report = dict(labels=ids, target_names=data.labels, digits=4, zero_division=0)
     result = {

@@ -18,7 +18,14 @@ from accelerate.utils import set_seed
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from utils.arguments import add_data_options, add_device_option, layer_list, positive_int, script_parser
+from utils.arguments import (
+    add_checkpoint_options,
+    add_data_options,
+    add_device_option,
+    layer_list,
+    positive_int,
+    script_parser,
+)
 from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
@@ -37,8 +44,7 @@ IMPORTANCE_BATCH = 32
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
     add_data_options(parser)
-    parser.add_argument("--bert_output_dir", required=True, help="checkpoint folder to prune")
-    parser.add_argument("--model_path", help="its state dict (.pt); without it the folder's own weights are used")
+    add_checkpoint_options(parser)
     parser.add_argument("--bert_output_dir_pruned", required=True, help="folder for the pruned checkpoint")
     parser.add_argument("--save_path_pruned", help="file for the pruned checkpoint's state dict (.pt)")
     group = parser.add_argument_group("targets (at least one)")

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 from tqdm import tqdm
 
-from utils.arguments import add_data_options, script_parser
+from utils.arguments import add_checkpoint_options, add_data_options, script_parser
 from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
@@ -42,8 +42,7 @@ MAX_FP32_DIFFERENCE = 1e-4
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
     add_data_options(parser)
-    parser.add_argument("--bert_output_dir", required=True, help="checkpoint folder: tokenizer, labels, weights")
-    parser.add_argument("--model_path", help="its state dict (.pt); without it the folder's own weights are used")
+    add_checkpoint_options(parser)
     parser.add_argument("--onnx_path", required=True, help="write the fp32 graph to this file")
     parser.add_argument("--quantized_onnx_path", required=True, help="write the int8 graph to this file")
     parser.add_argument(

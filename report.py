@@ -24,7 +24,7 @@ from utils.arguments import add_data_options, positive_int, script_parser
 from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import Config, load_config
-from utils.data import collate, load_data
+from utils.data import collate, load_data, row_labels
 from utils.engines import Engine, onnx_engine, pytorch_engine
 from utils.files import check_output_file, write_json
 from utils.machine import describe_machine
@@ -135,7 +135,7 @@ def main() -> None:
     widths = [config.n_ctx if engine == "pytorch_fixed" else None for _, engine, _ in args.rung]
     logits, milliseconds = measure([engine for engine, _ in opened], widths, test, tokenizer.pad_token_id)
 
-    true = np.asarray(test.with_format("numpy")["label"])
+    true = row_labels(test)
     rungs = [
         {"name": name, "engine": engine, "model_bytes": num_bytes} | result(scores, latencies, true)
         for (name, engine, _), (_, num_bytes), scores, latencies in zip(

@@ -19,6 +19,12 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_dir", required=True, help="data folder that preprocess.py has tokenized")
 
 
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """--bert_output_dir and --model_path: a trained classifier to work on."""
+    parser.add_argument("--bert_output_dir", required=True, help="checkpoint folder: tokenizer, labels, weights")
+    parser.add_argument("--model_path", help="its state dict (.pt); without it the folder's own weights are used")
+
+
 def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
     """Hyperparameters and hardware of the training loop."""
     group = parser.add_argument_group("training")

@@ -7,7 +7,7 @@ import re
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast, logging
 
-from utils.cli import UserError
+from utils.cli import UserError, first_line
 from utils.config import Config
 from utils.families import FAMILIES
 
@@ -114,11 +114,6 @@ def check_same_tokenizer(student: PreTrainedTokenizerFast, teacher: PreTrainedTo
 def labels_of(hub_config: PretrainedConfig) -> list[str]:
     """A checkpoint's label strings in the order of their ids."""
     return [hub_config.id2label[i] for i in sorted(hub_config.id2label)]
-
-
-def first_line(error: Exception) -> str:
-    """What a library's error says, short enough for one sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")[:200]
 
 
 def _check_there(name_or_path: str, flag: str) -> None:

@@ -10,6 +10,11 @@ class UserError(Exception):
     """A mistake the user can mend: one sentence naming the file, line or flag, and the mend."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, short enough for one sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")[:200]
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`: a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
 

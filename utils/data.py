@@ -168,6 +168,11 @@ def lengths(split: datasets.Dataset) -> np.ndarray:
     return pyarrow.compute.list_value_length(column).to_numpy(zero_copy_only=False)
 
 
+def row_labels(split: datasets.Dataset) -> np.ndarray:
+    """Label id of every row, int array [rows]."""
+    return np.asarray(split.with_format("numpy")["label"])
+
+
 def collate(
     split: datasets.Dataset, indices: np.ndarray, pad_token_id: int, length: int | None = None
 ) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.cli import UserError
+from utils.cli import UserError, first_line
 
 HUB_TIMEOUT_S = 10
 
@@ -84,7 +84,7 @@ def hub_errors(what: str, by_hand: str, *others: type[Exception]) -> Iterator[No
         yield
     # HfHubHTTPError, ConnectionError and DatasetNotFoundError are OSErrors.
     except (OSError, ValueError, HTTPError, *others) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        reason = first_line(error)
         failure = f"{what} cannot be fetched from the Hugging Face hub ({reason})"
         mend = (
             "check the network or the proxy, set HF_ENDPOINT to a mirror, set HF_TOKEN if a login is wanted, set "

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from utils.checkpoint import MEND, check_labels, first_line, labels_of, load_hub_config
-from utils.cli import UserError
+from utils.checkpoint import MEND, check_labels, labels_of, load_hub_config
+from utils.cli import UserError, first_line
 from utils.config import Config
 from utils.families import family_of, head_size_of, layer_shapes, layers_of, takes_token_types
 from utils.files import atomic_file, atomic_files_into

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from utils.cli import UserError
+from utils.cli import UserError, first_line
 
 
 def load_session(path: str | Path, num_threads: int) -> onnxruntime.InferenceSession:
@@ -24,8 +24,9 @@ def load_session(path: str | Path, num_threads: int) -> onnxruntime.InferenceSes
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises whatever the bytes provoke
-        first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path} is not a usable ONNX graph ({first_line}): write it again with quantize.py") from error
+        raise UserError(
+            f"{path} is not a usable ONNX graph ({first_line(error)}): write it again with quantize.py"
+        ) from error
 
 
 def run_session(session: onnxruntime.InferenceSession, batch: dict[str, np.ndarray]) -> np.ndarray:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from utils.cli import UserError
-from utils.data import Data, batches_by_length, collate, lengths, shuffled_batches
+from utils.data import Data, batches_by_length, collate, lengths, row_labels, shuffled_batches
 from utils.model import model_inputs
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def predict(model: PreTrainedModel, split: datasets.Dataset, accelerator: Accele
 
 def score(logits: torch.Tensor, split: datasets.Dataset) -> Score:
     """Cross-entropy and accuracy of logits [rows, labels] against the split's labels."""
-    labels = torch.tensor(np.asarray(split.with_format("numpy")["label"]), dtype=torch.long)
+    labels = torch.as_tensor(row_labels(split), dtype=torch.long)
     return Score(F.cross_entropy(logits, labels).item(), (logits.argmax(-1) == labels).float().mean().item())
 
 
