@@ -1,55 +1,122 @@
-"""Export a checkpoint as a fused ONNX graph, and quantize that to int8 for CPUs.
+"""Export a checkpoint to ONNX and quantize it to int8: the fastest way whose accuracy holds.
 
     python quantize.py --config=configs/config-bert-cls.json --data_dir=data/sst2 \\
-        --bert_output_dir=bert-checkpoint-pruned --model_path=pytorch-model-pruned.pt \\
-        --onnx_path=pytorch-model-pruned.onnx --quantized_onnx_path=pytorch-model-pruned.int8.onnx
+        --bert_output_dir=bert-checkpoint-pruned --model_path=pytorch-model-pruned.pt --output_dir=model
 
-Both files take input_ids, attention_mask and, for BERT and ELECTRA, token_type_ids (int64, [batch, sequence]), and give
-logits; any onnxruntime runs them. The fp32 graph's logits are compared with PyTorch's on rows of all lengths, alone
-and in padded batches: where they differ by more than 0.0001 nothing is written. Prints size, largest difference and
-accuracy on valid.txt of both; the int8 one's accuracy is what rounding costs. Make the file for the kind
-of CPU that will run it: --target_cpu=avx2 is safe on every x86 CPU, avx512_vnni rounds less.
+Writes a fused graph for BERT, RoBERTa, DistilBERT and ELECTRA, and torch.onnx's for any other encoder. Its logits are
+compared with PyTorch's on rows of all lengths, alone and in padded batches: where they differ by more than 0.0001
+nothing is written. Then every int8 recipe is measured on valid.txt, row by row: latency on this machine, and accuracy.
+The fastest whose accuracy is at most --max_accuracy_drop below that of fp32 is written, or of those within 5 % of it,
+which is noise, the one whose logits are closest to fp32's; where none is accurate enough, fp32.
+
+--output_dir takes all that prediction needs, see predict.py. --quantized_onnx_path and --onnx_path write the chosen and
+the fp32 graph alone, each to one file that takes input_ids, attention_mask and, for BERT and ELECTRA, token_type_ids
+(int64, [batch, sequence]) and gives logits; any onnxruntime runs them. Make them for the kind of CPU that will run
+them: --target_cpu=avx2 is safe on every x86 CPU, avx512_vnni rounds less.
 """
 
 import argparse
 import logging
 import os
+import tempfile
 from pathlib import Path
 
-import datasets
 import numpy as np
 import onnx
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
-from utils.arguments import add_checkpoint_options, add_data_options, script_parser
+from utils.arguments import add_checkpoint_options, add_data_options, ratio, script_parser
 from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
-from utils.data import Data, collate, lengths, load_data
+from utils.data import Data, collate, lengths, load_data, row_labels
 from utils.engines import Engine, onnx_engine, pytorch_engine
+from utils.families import FAMILIES
 from utils.files import atomic_file, check_output_file
+from utils.machine import describe_machine
 from utils.model import load_model
+from utils.model_dir import check_model_dir, write_model_dir
+from utils.onnx_export import export_plain, quantize_plain, to_fp16
 from utils.onnx_graph import build_graph
-from utils.quantization import WEIGHT_BITS, compare_logits, quantize_int8
+from utils.quantization import CANDIDATES, WEIGHT_BITS, calibrate, compare_logits, detect_cpu, quantize_int8
+from utils.runtime import GRAPH, UNPADDED_GRAPH
+from utils.timing import aligned_table, timed_in_turns
 
 logger = logging.getLogger(__name__)
 
-COMPARED_ROWS = 128
+COMPARED_ROWS, CALIBRATION_ROWS = 128, 256
 PADDED_BATCH = 8
 MAX_FP32_DIFFERENCE = 1e-4
+EQUALLY_FAST = 1.05
+
+Graphs = dict[str, onnx.ModelProto]  # GRAPH and, where fused, UNPADDED_GRAPH
 
 
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
     add_data_options(parser)
     add_checkpoint_options(parser)
-    parser.add_argument("--onnx_path", required=True, help="write the fp32 graph to this file")
-    parser.add_argument("--quantized_onnx_path", required=True, help="write the int8 graph to this file")
+    parser.add_argument("--output_dir", help="write a self-contained model folder, for predict.py")
+    parser.add_argument("--onnx_path", help="write the fp32 graph to this file")
+    parser.add_argument("--quantized_onnx_path", help="write the chosen graph to this file")
+    parser.add_argument(
+        "--max_accuracy_drop", type=ratio, default=0.005, help="accuracy on valid.txt that int8 may cost, of 1"
+    )
     parser.add_argument(
         "--target_cpu", choices=["auto", *WEIGHT_BITS], default="auto",
         help="CPU that will run the int8 graph; auto is this machine's",
     )  # fmt: skip
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--fp32", action="store_true", help="--output_dir takes the fp32 graph, not an int8 one")
+    precision.add_argument("--fp16", action="store_true", help="--output_dir takes an fp16 graph, for GPUs")
     return parser.parse_args()
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Find mistakes before the long work.
+
+    Raises:
+        UserError: no output is named, two are the same, or one cannot be written.
+    """
+    files = {"--onnx_path": args.onnx_path, "--quantized_onnx_path": args.quantized_onnx_path}
+    files = {flag: path for flag, path in files.items() if path}
+    if not files and not args.output_dir:
+        raise UserError("nothing to write: name --output_dir, --onnx_path or --quantized_onnx_path")
+    if (args.fp32 or args.fp16) and not args.output_dir:
+        raise UserError("--fp32 and --fp16 say what --output_dir takes: name it as well")
+    if len({Path(path).resolve() for path in files.values()}) < len(files):
+        raise UserError("--onnx_path and --quantized_onnx_path are the same file: name two")
+    for flag, path in files.items():
+        check_output_file(path, flag)
+    if args.output_dir:
+        check_model_dir(args.output_dir, "--output_dir")
+
+
+def export(model: PreTrainedModel) -> Graphs:
+    """The model's fp32 graphs."""
+    if model.config.model_type in FAMILIES:
+        return {GRAPH: build_graph(model), UNPADDED_GRAPH: build_graph(model, masked=False)}
+    logger.warning(
+        "[Export] : the family %r is not one of %s, so nothing is fused beyond what onnxruntime finds itself: every "
+        "row is computed in every layer, and padding is masked even where there is none",
+        model.config.model_type, ", ".join(FAMILIES),
+    )  # fmt: skip
+    return {GRAPH: export_plain(model)}
+
+
+def int8_candidates(graphs: Graphs, data: Data, pad_token_id: int, bits: int) -> dict[str, Graphs]:
+    """Every int8 version of the fp32 graphs, by the name of its recipe."""
+    if UNPADDED_GRAPH not in graphs:
+        return {"dynamic, per channel": {GRAPH: quantize_plain(graphs[GRAPH], bits)}}
+    train = data.splits["train"]
+    rows = np.unique(np.linspace(0, len(train) - 1, min(CALIBRATION_ROWS, len(train))).astype(int))
+    bar = tqdm(rows, desc="calibrate", unit="row", disable=None)
+    ranges = calibrate(graphs[UNPADDED_GRAPH], (collate(train, np.array([row]), pad_token_id) for row in bar))
+    return {
+        name: {file: quantize_int8(graph, recipe, bits, ranges) for file, graph in graphs.items()}
+        for name, recipe in CANDIDATES.items()
+    }
 
 
 def comparison_batches(data: Data, pad_token_id: int) -> list[dict[str, np.ndarray]]:
@@ -67,48 +134,110 @@ def comparison_batches(data: Data, pad_token_id: int) -> list[dict[str, np.ndarr
     return singles + padded
 
 
-def accuracy(run_graph: Engine, split: datasets.Dataset, pad_token_id: int, name: str) -> float:
-    """Share of a split's rows, run one by one as a service would, that the graph labels right."""
-    right = 0
-    for i in tqdm(range(len(split)), desc=f"accuracy of {name}", unit="row", disable=None):
-        batch = collate(split, np.array([i]), pad_token_id)
-        right += int(run_graph(batch).argmax() == batch["labels"][0])
-    return right / len(split)
+def open_graph(graph: onnx.ModelProto, num_labels: int) -> Engine:
+    """A graph as an engine, with as many threads as the machine has cores."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        onnx.save(graph, path)
+        return onnx_engine(path, os.cpu_count(), num_labels)
+
+
+def largest_difference(graphs: Graphs, batches: list[dict], expected: list[np.ndarray], num_labels: int) -> float:
+    """The largest difference of any logit of any graph from PyTorch's; NaN where either has one."""
+    single = [i for i, batch in enumerate(batches) if len(batch["input_ids"]) == 1]
+    differences = []
+    for file, graph in graphs.items():
+        rows = single if file == UNPADDED_GRAPH else range(len(batches))
+        engine = open_graph(graph, num_labels)
+        differences.append(compare_logits(engine, [expected[i] for i in rows], [batches[i] for i in rows]))
+    return float(np.max(differences))
+
+
+def measure(versions: dict[str, Graphs], data: Data, pad_token_id: int) -> dict[str, dict]:
+    """Every version's accuracy on valid.txt, latency on this machine and mean distance from the first one's logits."""
+    valid = data.splits["valid"]
+    engines = [open_graph(graphs.get(UNPADDED_GRAPH, graphs[GRAPH]), len(data.labels)) for graphs in versions.values()]
+    logits, milliseconds = timed_in_turns(engines, [None] * len(engines), valid, pad_token_id)
+    return {
+        name: {
+            "accuracy": float((scores.argmax(-1) == row_labels(valid)).mean()),
+            "p50": float(np.median(latencies)),
+            "drift": float(np.abs(scores - logits[0]).mean()),
+            "megabytes": graphs[GRAPH].ByteSize() / 1e6,
+        }
+        for (name, graphs), scores, latencies in zip(versions.items(), logits, milliseconds, strict=True)
+    }
+
+
+def choose(results: dict[str, dict], max_accuracy_drop: float) -> str:
+    """The name of the version to write; "fp32", the first, is always accurate enough."""
+    enough = results["fp32"]["accuracy"] - max_accuracy_drop
+    good = {name: found for name, found in results.items() if found["accuracy"] >= enough}
+    fastest = min(found["p50"] for found in good.values())
+    return min((name for name in good if good[name]["p50"] <= EQUALLY_FAST * fastest), key=lambda n: good[n]["drift"])
+
+
+def table(results: dict[str, dict], chosen: str) -> str:
+    """The versions as aligned text."""
+    rows = [
+        [
+            name,
+            f"{found['accuracy']:.4f}",
+            f"{found['drift']:.4f}",
+            f"{found['p50']:.3f}",
+            f"{found['megabytes']:.1f}",
+            "*" * (name == chosen),
+        ]
+        for name, found in results.items()
+    ]
+    return aligned_table(["version", "accuracy", "logit drift", "p50 ms", "MB", "chosen"], rows)
 
 
 def main() -> None:
     args = parse_args()
-    if Path(args.onnx_path).resolve() == Path(args.quantized_onnx_path).resolve():
-        raise UserError("--onnx_path and --quantized_onnx_path are the same file: name two")
+    check_args(args)
     config = load_config(args.config)
     tokenizer = load_tokenizer(args.bert_output_dir, "--bert_output_dir")
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
-    check_output_file(args.onnx_path, "--onnx_path")
-    check_output_file(args.quantized_onnx_path, "--quantized_onnx_path")
-    model = load_model(args.bert_output_dir, "--bert_output_dir", config, data.labels, args.model_path)
+    model = load_model(args.bert_output_dir, "--bert_output_dir", config, data.labels, args.model_path, "eager")
+    pad_token_id, num_labels = tokenizer.pad_token_id, len(data.labels)
 
-    valid, pad_token_id = data.splits["valid"], tokenizer.pad_token_id
+    fp32 = export(model)
     batches = comparison_batches(data, pad_token_id)
     run_model = pytorch_engine(model)
     expected = [run_model(batch) for batch in tqdm(batches, desc="PyTorch", unit="batch", disable=None)]
-    with atomic_file(args.onnx_path) as fp32_path, atomic_file(args.quantized_onnx_path) as int8_path:
-        onnx.save(build_graph(model), fp32_path)
-        quantize_int8(fp32_path, int8_path, args.target_cpu)
-        for name, shown, path in [("fp32", args.onnx_path, fp32_path), ("int8", args.quantized_onnx_path, int8_path)]:
-            run_graph = onnx_engine(path, os.cpu_count(), len(data.labels))
-            difference = compare_logits(run_graph, expected, batches)
-            # Not `>`: a NaN must fail too.
-            if name == "fp32" and not difference <= MAX_FP32_DIFFERENCE:
-                raise UserError(
-                    f"the fp32 graph's logits differ from PyTorch's by {difference:.2g}, "
-                    f"more than {MAX_FP32_DIFFERENCE}, so nothing was written: "
-                    f"check that --bert_output_dir={args.bert_output_dir} holds finite weights"
-                )
-            right = accuracy(run_graph, valid, pad_token_id, name)
-            logger.info(
-                "[%s] : %.1f MB, largest logit difference from PyTorch %.2g, accuracy on valid.txt %.4f, %s",
-                name, os.path.getsize(path) / 1e6, difference, right, shown,
-            )  # fmt: skip
+    difference = largest_difference(fp32, batches, expected, num_labels)
+    # Not `>`: a NaN must fail too.
+    if not difference <= MAX_FP32_DIFFERENCE:
+        raise UserError(
+            f"the fp32 graph's logits differ from PyTorch's by {difference:.2g}, more than {MAX_FP32_DIFFERENCE}, so "
+            f"nothing was written: check that --bert_output_dir={args.bert_output_dir} holds finite weights"
+        )
+    logger.info("[fp32] : largest logit difference from PyTorch %.2g", difference)
+
+    versions = {"fp32": fp32}
+    if args.quantized_onnx_path or (args.output_dir and not args.fp32 and not args.fp16):
+        bits = WEIGHT_BITS[detect_cpu() if args.target_cpu == "auto" else args.target_cpu]
+        versions |= int8_candidates(fp32, data, pad_token_id, bits)
+    results = measure(versions, data, pad_token_id)
+    chosen = choose(results, args.max_accuracy_drop)
+    if len(versions) > 1:
+        difference = largest_difference(versions[chosen], batches, expected, num_labels)
+        logger.info("[Chosen] : %s, largest logit difference from PyTorch %.2g", chosen, difference)
+    if chosen == "fp32" and len(versions) > 1:
+        logger.warning("[int8] : no int8 version is both faster and accurate enough: fp32 takes its place")
+    shown = table(results, chosen)
+    print(shown)
+
+    for path, graph in [(args.onnx_path, fp32[GRAPH]), (args.quantized_onnx_path, versions[chosen][GRAPH])]:
+        if path:
+            with atomic_file(path) as temporary:
+                onnx.save(graph, temporary)
+    if args.output_dir:
+        kind = "fp32" if args.fp32 else "fp16" if args.fp16 else chosen
+        graphs = versions.get(kind) or {file: to_fp16(graph) for file, graph in fp32.items()}
+        made = {"n_ctx": config.n_ctx, "version": kind, "machine": describe_machine()}
+        write_model_dir(args.output_dir, graphs, tokenizer, model.config, made, shown)
 
 
 if __name__ == "__main__":

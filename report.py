@@ -18,22 +18,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from utils.arguments import add_data_options, positive_int, script_parser
 from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import Config, load_config
-from utils.data import collate, load_data, row_labels
+from utils.data import load_data, row_labels
 from utils.engines import Engine, onnx_engine, pytorch_engine
 from utils.files import check_output_file, write_json
 from utils.machine import describe_machine
 from utils.model import load_model
-from utils.timing import latency_summary, timed
+from utils.timing import aligned_table, latency_summary, timed_in_turns
 
 ENGINES = ("pytorch_fixed", "pytorch", "onnx")
-ROWS_A_TURN = 100
-WARMUP_ROWS = 10
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,28 +57,6 @@ def open_rung(engine: str, path: str, config: Config, labels: list[str], num_thr
         model = load_model(path, "--rung", config, labels)
         return pytorch_engine(model), os.path.getsize(Path(path) / "model.safetensors")
     raise UserError(f"--rung: unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
-
-
-def measure(engines: list[Engine], widths: list[int | None], split, pad_token_id: int) -> tuple[list, list]:
-    """Run every engine over every row, taking turns.
-
-    Args:
-        widths: length each engine's rows are padded to, or None for their own.
-
-    Returns:
-        For every engine its logits [rows, labels], and its latency of each row in milliseconds, [rows].
-    """
-    logits, milliseconds = [[] for _ in engines], [[] for _ in engines]
-    with tqdm(total=len(engines) * len(split), desc="measure", unit="row", disable=None) as bar:
-        for start in range(0, len(split), ROWS_A_TURN):
-            rows = range(start, min(start + ROWS_A_TURN, len(split)))
-            for i, engine in enumerate(engines):
-                batches = [collate(split, np.array([row]), pad_token_id, widths[i]) for row in rows]
-                outputs, latencies = timed(engine, batches, warmup=batches[:WARMUP_ROWS])
-                logits[i] += outputs
-                milliseconds[i].append(latencies)
-                bar.update(len(rows))
-    return [np.concatenate(outputs) for outputs in logits], [np.concatenate(parts) for parts in milliseconds]
 
 
 def result(logits: np.ndarray, milliseconds: np.ndarray, true: np.ndarray) -> dict:
@@ -111,12 +86,7 @@ def table(rungs: list[dict]) -> str:
         ]
         for rung in rungs
     ]
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = []
-    for name, *numbers in [header, ["-" * width for width in widths], *rows]:
-        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *cells]))
-    return "\n".join(lines)
+    return aligned_table(header, rows)
 
 
 def main() -> None:
@@ -133,7 +103,7 @@ def main() -> None:
 
     test = data.splits["test"]
     widths = [config.n_ctx if engine == "pytorch_fixed" else None for _, engine, _ in args.rung]
-    logits, milliseconds = measure([engine for engine, _ in opened], widths, test, tokenizer.pad_token_id)
+    logits, milliseconds = timed_in_turns([engine for engine, _ in opened], widths, test, tokenizer.pad_token_id)
 
     true = row_labels(test)
     rungs = [

@@ -77,7 +77,7 @@ def test_pairs_in_one_file_only(project):
         ("{", ["not valid JSON"]),
         ('{"encoder_class": "bert", "n_ctx": 16, "dropout": 0.1}', ["dropout"]),
         ('{"encoder_class": "bert"}', ["n_ctx"]),
-        ('{"encoder_class": "gpt2", "n_ctx": 16}', ["'gpt2'", "distilbert"]),
+        ('{"encoder_class": "gpt9", "n_ctx": 16}', ["'gpt9'", "distilbert"]),
         ('{"encoder_class": ["bert"], "n_ctx": 16}', ["encoder_class"]),
         ('{"encoder_class": "bert", "n_ctx": "16"}', ["n_ctx"]),
         ('{"encoder_class": "bert", "n_ctx": 100}', ["n_ctx is 100", "64 positions"]),

@@ -35,8 +35,9 @@ def load_hub_config(name_or_path: str, flag: str, config: Config) -> PretrainedC
             + (f"configs/config-{hub_config.model_type}-cls.json" if hub_config.model_type in FAMILIES
                else f"an encoder of one of the families {', '.join(sorted(FAMILIES))}")
         )  # fmt: skip
-    positions = hub_config.max_position_embeddings
-    if FAMILIES[hub_config.model_type].positions_follow_padding:
+    positions = getattr(hub_config, "max_position_embeddings", config.n_ctx)
+    family = FAMILIES.get(hub_config.model_type)
+    if family and family.positions_follow_padding:
         positions -= hub_config.pad_token_id + 1
     if config.n_ctx > positions:
         raise UserError(

@@ -6,8 +6,11 @@ import sys
 from collections.abc import Callable
 
 
-class UserError(Exception):
-    """A mistake the user can mend: one sentence naming the file, line or flag, and the mend."""
+class UserError(ValueError):
+    """A mistake the user can mend: one sentence naming the file, line or flag, and the mend.
+
+    A ValueError, so that a program that uses `utils.runtime.Predictor` need not know this class.
+    """
 
 
 def first_line(error: Exception) -> str:

@@ -4,6 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
+)
+
 from utils.cli import UserError
 from utils.families import FAMILIES
 
@@ -12,8 +16,9 @@ from utils.families import FAMILIES
 class Config:
     """One file of configs/.
 
-    `encoder_class` is the encoder's family, a key of `utils.families.FAMILIES`; `n_ctx` the longest input in tokens,
-    special tokens included: longer ones are truncated.
+    `encoder_class` is the encoder's family, transformers' model_type: one of `utils.families.FAMILIES`, or, where it
+    is neither pruned nor fused, any other that classifies; `n_ctx` the longest input in tokens, special tokens
+    included: longer ones are truncated.
     """
 
     encoder_class: str
@@ -38,9 +43,10 @@ def load_config(path: str | Path) -> Config:
         raise UserError(
             f"{path} must hold exactly the keys {', '.join(known)}: unknown or missing here {', '.join(odd)}"
         )
-    if values["encoder_class"] not in list(FAMILIES):  # a list, as the value may be anything
+    if values["encoder_class"] not in list(CLASSIFIERS):  # a list, as the value may be anything
         raise UserError(
-            f"{path}: unknown encoder_class {values['encoder_class']!r}: choose one of {', '.join(sorted(FAMILIES))}"
+            f"{path}: unknown encoder_class {values['encoder_class']!r}: choose one of {', '.join(sorted(FAMILIES))}, "
+            "or another model_type that transformers has a sequence classifier for"
         )
     n_ctx = values["n_ctx"]
     if not isinstance(n_ctx, int) or isinstance(n_ctx, bool) or n_ctx < 4:

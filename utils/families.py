@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from utils.cli import UserError
+
 if TYPE_CHECKING:  # importing models takes seconds, and the table alone needs none
     from torch import nn
     from transformers import PreTrainedModel
@@ -96,7 +98,16 @@ FAMILIES = {
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """The row of the table for this model."""
+    """The row of the table for this model.
+
+    Raises:
+        UserError: it has none.
+    """
+    if model.config.model_type not in FAMILIES:
+        raise UserError(
+            f"the insides of an encoder of the family {model.config.model_type!r} are not known, only those of "
+            f"{', '.join(sorted(FAMILIES))}: use one of these, or add a row to utils/families.py"
+        )
     return FAMILIES[model.config.model_type]
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from utils.checkpoint import MEND, check_labels, labels_of, load_hub_config
 from utils.cli import UserError, first_line
 from utils.config import Config
-from utils.families import family_of, head_size_of, layer_shapes, layers_of, takes_token_types
+from utils.families import FAMILIES, family_of, head_size_of, layer_shapes, layers_of, takes_token_types
 from utils.files import atomic_file, atomic_files_into
 
 
@@ -85,10 +85,11 @@ def save_checkpoint(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: str | Path, state_path: str | Path | None
 ) -> None:
     """Write a complete checkpoint folder (config, safetensors, tokenizer) and, with `state_path`, the same as a .pt."""
-    shapes = layer_shapes(model)
-    uniform = len(set(shapes)) == 1 and shapes[0] == (model.config.num_attention_heads, _config_ffn_size(model.config))
-    if not uniform:
-        model.config.layer_shapes = [list(shape) for shape in shapes]
+    if model.config.model_type in FAMILIES:
+        shapes = layer_shapes(model)
+        whole = (model.config.num_attention_heads, _config_ffn_size(model.config))
+        if set(shapes) != {whole}:
+            model.config.layer_shapes = [list(shape) for shape in shapes]
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_files_into(folder) as temporary:
         tokenizer.save_pretrained(temporary)

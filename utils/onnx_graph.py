@@ -2,10 +2,13 @@
 
 No exporter and no pattern matching: every layer is written with onnxruntime's own fused operators, each with its own
 number of heads and neurons, so that a pruned model is fused as fully as a whole one. The fusions are those of
-onnxruntime's transformer optimizer (https://onnxruntime.ai/docs/performance/transformers-optimization.html). Only the
-[CLS] row of the last layer reaches the classifier, so that layer computes its query, attention output and FFN for that
-one row, which is exact.
+onnxruntime's transformer optimizer (https://onnxruntime.ai/docs/performance/transformers-optimization.html), but for
+one: see `_Graph.sum_norm`. Only the [CLS] row of the last layer reaches the classifier, so that layer computes its
+query, attention output and FFN for that one row, which is exact. Rows of equal length need no attention mask: their
+graph is written without one, which is exact too.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -27,9 +30,14 @@ LAYER_PARTS = (
     "query", "key", "value", "attention_output", "attention_norm", "ffn_input", "ffn_output", "ffn_norm",
 )  # fmt: skip
 
-# transformers' name of a hidden activation -> the operator that adds the bias, then activates (relu has none).
-ACTIVATIONS = {"gelu": "BiasGelu", "gelu_new": "FastGelu", "relu": "Relu"}
-HEAD_ACTIVATIONS = {"tanh": ("Tanh", ""), "gelu": ("Gelu", MICROSOFT), "relu": ("Relu", "")}
+# transformers' name of an activation -> its operator and the operator's domain.
+ACTIVATIONS = {
+    "gelu": ("Gelu", MICROSOFT),
+    "gelu_new": ("FastGelu", MICROSOFT),
+    "relu": ("Relu", ""),
+    "tanh": ("Tanh", ""),
+}
+HIDDEN_ACTIVATIONS = ("gelu", "gelu_new", "relu")
 
 
 class _Graph:
@@ -49,27 +57,34 @@ class _Graph:
         self.nodes.append(helper.make_node(op, inputs, names, name=name, domain=domain, **attributes))
         return name
 
-    def matmul(self, x: str, weight: torch.Tensor, name: str) -> str:
-        """x times the transpose of a torch Linear's weight [out, in]; the bias goes into the node that follows."""
-        return self.node("MatMul", [x, self.weight(weight.T, f"{name}.weight")], name)
+    def linear(self, x: str, weight: torch.Tensor, bias: torch.Tensor, name: str) -> str:
+        """x times the transpose of a torch Linear's weight [out, in], plus its bias [out]."""
+        product = self.node("MatMul", [x, self.weight(weight.T, f"{name}.weight")], f"{name}.matmul")
+        return self.node("Add", [product, self.weight(bias, f"{name}.bias")], name)
 
-    def linear(self, x: str, linear: nn.Linear, name: str) -> str:
-        product = self.matmul(x, linear.weight, f"{name}.matmul")
-        return self.node("Add", [product, self.weight(linear.bias, f"{name}.bias")], name)
+    def sum_norm(self, x: str, negated: str, norm: nn.LayerNorm, name: str) -> str:
+        """LayerNorm(x - negated).
+
+        Sums are written as differences, exactly: onnxruntime would fuse a sum and a LayerNormalization into
+        SkipLayerNormalization, whose CPU kernel takes four to seven times as long as the two apart.
+        """
+        total = self.node("Sub", [x, negated], f"{name}.sum")
+        scale = [self.weight(norm.weight, f"{name}.gamma"), self.weight(norm.bias, f"{name}.beta")]
+        return self.node("LayerNormalization", [total, *scale], name, epsilon=norm.eps)
 
     def skip_norm(self, x: str, linear: nn.Linear, skip: str, norm: nn.LayerNorm, name: str) -> str:
-        """LayerNorm(Linear(x) + skip)."""
-        inputs = [self.matmul(x, linear.weight, f"{name}.matmul"), skip]
-        inputs += [self.weight(norm.weight, f"{name}.gamma"), self.weight(norm.bias, f"{name}.beta")]
-        inputs += [self.weight(linear.bias, f"{name}.bias")]
-        return self.node("SkipLayerNormalization", inputs, name, MICROSOFT, epsilon=norm.eps)
+        """LayerNorm(skip + Linear(x))."""
+        return self.sum_norm(skip, self.linear(x, -linear.weight, -linear.bias, f"{name}.negated"), norm, name)
 
 
-def build_graph(model: PreTrainedModel) -> onnx.ModelProto:
+def build_graph(model: PreTrainedModel, masked: bool = True) -> onnx.ModelProto:
     """The model as an fp32 ONNX graph for onnxruntime.
 
     Inputs `input_ids`, `attention_mask` and, where the model has them, `token_type_ids`: int64 [batch, sequence].
     Output `logits`: float32 [batch, labels].
+
+    Args:
+        masked: False leaves `attention_mask` out: faster, for batches without padding.
 
     Raises:
         UserError: the model has a part that the fused operators cannot compute exactly.
@@ -77,10 +92,10 @@ def build_graph(model: PreTrainedModel) -> onnx.ModelProto:
     family = family_of(model)
     activation = _check_supported(model)
     graph = _Graph()
-    inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if takes_token_types(model) else [])
+    inputs = ["input_ids"] + ["attention_mask"] * masked + ["token_type_ids"] * takes_token_types(model)
 
     x = _embeddings(graph, model, family)
-    mask = graph.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)
+    mask = [graph.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)] if masked else []
     layers = layers_of(model)
     for index, layer in enumerate(layers):
         attend = _cls_attention if index == len(layers) - 1 else _attention
@@ -103,9 +118,9 @@ def build_graph(model: PreTrainedModel) -> onnx.ModelProto:
 def _check_supported(model: PreTrainedModel) -> str:
     config = model.config
     activation = config.activation if config.model_type == "distilbert" else config.hidden_act
-    if activation not in ACTIVATIONS:
+    if activation not in HIDDEN_ACTIVATIONS:
         raise UserError(
-            f"the model's hidden activation is {activation!r} but only {', '.join(ACTIVATIONS)} can be "
+            f"the model's hidden activation is {activation!r} but only {', '.join(HIDDEN_ACTIVATIONS)} can be "
             "written as a fused graph: set it in the checkpoint's config.json and train again"
         )
     if getattr(config, "is_decoder", False):
@@ -116,10 +131,11 @@ def _check_supported(model: PreTrainedModel) -> str:
 def _embeddings(graph: _Graph, model: PreTrainedModel, family: Family) -> str:
     """Sum of word, position and token type embeddings, normalized: [batch, sequence, hidden]."""
     embeddings = model.get_submodule(family.embeddings)
-    position = embeddings.position_embeddings.weight
+    # Negative, for `sum_norm`.
+    position = -embeddings.position_embeddings.weight
     if hasattr(embeddings, "token_type_embeddings") and not takes_token_types(model):
         # One type for every token: its row is part of each position's.
-        position = position + embeddings.token_type_embeddings.weight[0]
+        position = position - embeddings.token_type_embeddings.weight[0]
     if family.positions_follow_padding:
         positions = _positions_after_padding(graph, embeddings.padding_idx)
         skip = graph.node("Gather", [graph.weight(position, "position.weight"), positions], "position")
@@ -128,16 +144,15 @@ def _embeddings(graph: _Graph, model: PreTrainedModel, family: Family) -> str:
         length = graph.node("Shape", ["input_ids"], "position.length", start=1, end=2)
         skip = graph.node("Slice", [graph.weight(position[None], "position.weight"), start, length, axis], "position")
     if takes_token_types(model):
-        types = graph.weight(embeddings.token_type_embeddings.weight, "token_type.weight")
+        types = graph.weight(-embeddings.token_type_embeddings.weight, "token_type.weight")
         types = graph.node("Gather", [types, "token_type_ids"], "token_type")
         skip = graph.node("Add", [types, skip], "position_and_type")
     word = graph.node("Gather", [graph.weight(embeddings.word_embeddings.weight, WORD_TABLE), "input_ids"], "word")
-    norm = embeddings.LayerNorm
-    scale = [graph.weight(norm.weight, "embeddings.gamma"), graph.weight(norm.bias, "embeddings.beta")]
-    x = graph.node("SkipLayerNormalization", [word, skip, *scale], "embeddings", MICROSOFT, epsilon=norm.eps)
+    x = graph.sum_norm(word, skip, embeddings.LayerNorm, "embeddings")
     # ELECTRA has this module only where its embeddings are narrower than its layers.
     if family.embeddings_project in dict(model.named_modules()):
-        x = graph.linear(x, model.get_submodule(family.embeddings_project), "embeddings.project")
+        project = model.get_submodule(family.embeddings_project)
+        x = graph.linear(x, project.weight, project.bias, "embeddings.project")
     return x
 
 
@@ -153,24 +168,26 @@ def _positions_after_padding(graph: _Graph, padding_id: int) -> str:
 
 
 def _layer(
-    graph: _Graph, x: str, mask: str, parts: dict[str, nn.Module], attend, head_size: int, activation: str, name: str
+    graph: _Graph,
+    x: str,
+    mask: list[str],
+    parts: dict[str, nn.Module],
+    attend: Callable[..., tuple[str, str]],
+    head_size: int,
+    activation: str,
+    name: str,
 ) -> str:
-    """One encoder layer over the rows that `attend` returns a context for."""
+    """One encoder layer over the rows that `attend` returns a context for; `mask` is the mask's name, or empty."""
     context, x = attend(graph, x, mask, parts, head_size, f"{name}.attention")
     x = graph.skip_norm(context, parts["attention_output"], x, parts["attention_norm"], f"{name}.attention_norm")
-    ffn_input = parts["ffn_input"]
-    hidden = graph.matmul(x, ffn_input.weight, f"{name}.ffn_input")
-    bias = graph.weight(ffn_input.bias, f"{name}.ffn_input.bias")
-    if activation == "relu":
-        hidden = graph.node("Add", [hidden, bias], f"{name}.ffn_input.sum")
-        hidden = graph.node("Relu", [hidden], f"{name}.activation")
-    else:
-        hidden = graph.node(ACTIVATIONS[activation], [hidden, bias], f"{name}.activation", MICROSOFT)
+    hidden = graph.linear(x, parts["ffn_input"].weight, parts["ffn_input"].bias, f"{name}.ffn_input")
+    operator, domain = ACTIVATIONS[activation]
+    hidden = graph.node(operator, [hidden], f"{name}.activation", domain)
     return graph.skip_norm(hidden, parts["ffn_output"], x, parts["ffn_norm"], f"{name}.ffn_norm")
 
 
 def _attention(
-    graph: _Graph, x: str, mask: str, parts: dict[str, nn.Module], head_size: int, name: str
+    graph: _Graph, x: str, mask: list[str], parts: dict[str, nn.Module], head_size: int, name: str
 ) -> tuple[str, str]:
     """Self-attention of every row; returns the context and the rows, both [batch, sequence, ...]."""
     projections = [parts[part] for part in ("query", "key", "value")]
@@ -179,7 +196,7 @@ def _attention(
         x,
         graph.weight(torch.cat([p.weight for p in projections]).T, f"{name}.weight"),
         graph.weight(torch.cat([p.bias for p in projections]), f"{name}.bias"),
-        mask,
+        *mask,
     ]
     context = graph.node(
         "Attention", inputs, name, MICROSOFT, num_heads=width // head_size, qkv_hidden_sizes=[width] * 3
@@ -188,31 +205,26 @@ def _attention(
 
 
 def _cls_attention(
-    graph: _Graph, x: str, mask: str, parts: dict[str, nn.Module], head_size: int, name: str
+    graph: _Graph, x: str, mask: list[str], parts: dict[str, nn.Module], head_size: int, name: str
 ) -> tuple[str, str]:
     """Attention of the first row to all rows; returns the context and the row, both [batch, 1, ...]."""
     query, key, value = (parts[part] for part in ("query", "key", "value"))
     start, end = (graph.weight(np.array([i]), f"{name}.{bound}") for i, bound in ((0, "start"), (1, "end")))
     row = graph.node("Slice", [x, start, end, end], f"{name}.row")
-    queries = graph.matmul(row, query.weight, f"{name}.query")
-    keys_values = graph.matmul(x, torch.cat([key.weight, value.weight]), f"{name}.key_value")
-    keys = graph.node("Split", [keys_values], f"{name}.split", outputs=2, axis=2)
-    bias = graph.weight(torch.cat([p.bias for p in (query, key, value)]), f"{name}.bias")
-    context = graph.node(
-        "MultiHeadAttention",
-        [queries, keys, f"{keys}.1", bias, mask],
-        name,
-        MICROSOFT,
-        num_heads=query.out_features // head_size,
-    )
-    return context, row
+    queries = graph.linear(row, query.weight, query.bias, f"{name}.query")
+    weight, bias = torch.cat([key.weight, value.weight]), torch.cat([key.bias, value.bias])
+    keys = graph.node("Split", [graph.linear(x, weight, bias, f"{name}.key_value")], f"{name}.split", outputs=2, axis=2)
+    inputs = [queries, keys, f"{keys}.1"] + ["", *mask] * bool(mask)
+    num_heads = query.out_features // head_size
+    return graph.node("MultiHeadAttention", inputs, name, MICROSOFT, num_heads=num_heads), row
 
 
 def _head(graph: _Graph, model: PreTrainedModel, family: Family, x: str) -> None:
     """Logits [batch, labels] of the one row left: [batch, 1, hidden]."""
     axis = graph.weight(np.array([1]), "head.axis")
     x = graph.node("Squeeze", [x, axis], "head.row")
-    x = graph.linear(x, model.get_submodule(family.head_dense), "head.dense")
-    operator, domain = HEAD_ACTIVATIONS[family.head_activation]
+    dense, output = model.get_submodule(family.head_dense), model.get_submodule(family.head_output)
+    x = graph.linear(x, dense.weight, dense.bias, "head.dense")
+    operator, domain = ACTIVATIONS[family.head_activation]
     x = graph.node(operator, [x], "head.activation", domain)
-    graph.linear(x, model.get_submodule(family.head_output), "logits")
+    graph.linear(x, output.weight, output.bias, "logits")

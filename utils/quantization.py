@@ -1,19 +1,20 @@
-"""Dynamic int8 quantization of a fused graph, and the comparison of a graph's logits with PyTorch's.
+"""int8 versions of a fused graph, and the comparison of a graph's logits with PyTorch's.
 
-Weights are rounded once, symmetrically, with a scale for each output column; activations as they come, by
-onnxruntime's DynamicQuantizeMatMul. The quantized graph is written directly instead of with
-onnxruntime.quantization.quantize_dynamic, whose quantized attention operator is slower than a quantized projection
-followed by fp32 attention.
+Weights are rounded once, symmetrically; activations as they come (dynamic) or with ranges measured beforehand on real
+rows (static). The quantized graph is written directly instead of with onnxruntime.quantization, whose quantized
+attention operator is slower than a quantized projection followed by fp32 attention. Which of the possible recipes is
+fast and accurate enough depends on the model and the machine: `CANDIDATES` lists those that quantize.py measures.
 """
 
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from utils.cli import UserError
 from utils.engines import Engine
 from utils.onnx_graph import MICROSOFT, WORD_TABLE
 
@@ -22,7 +23,31 @@ from utils.onnx_graph import MICROSOFT, WORD_TABLE
 WEIGHT_BITS = {"avx2": 7, "avx512_vnni": 8, "arm64": 8}
 
 # The classifier's last layer: tiny, and its rounding goes straight into the logits.
-LAST_MATMUL = "logits.matmul"
+ALWAYS_FP32 = ("logits.matmul",)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to quantize and how."""
+
+    per_channel: bool = True  # a scale for each output column of a weight, not one for all
+    static: bool = False  # activation ranges from calibration, not from each input
+    int8_embeddings: bool = True
+    fp32_parts: tuple[str, ...] = ()  # matrix products that stay fp32, by the end of their names
+    tanh_gelu: bool = False  # GELU by its tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415): less work
+
+
+FFN_OUTPUT = ("ffn_norm.negated.matmul",)  # its inputs have the widest range in BERT-like models
+
+CANDIDATES = {
+    "dynamic, per channel": Recipe(),
+    "dynamic, per channel, tanh GELU": Recipe(tanh_gelu=True),
+    "dynamic, per channel, fp32 embeddings": Recipe(int8_embeddings=False),
+    "dynamic, per tensor": Recipe(per_channel=False),
+    "static, per channel": Recipe(static=True),
+    "static, per channel, fp32 FFN output": Recipe(static=True, fp32_parts=FFN_OUTPUT),
+    "dynamic, per channel, fp32 FFN output": Recipe(fp32_parts=FFN_OUTPUT),
+}
 
 
 def detect_cpu() -> str:
@@ -34,93 +59,138 @@ def detect_cpu() -> str:
     return "avx512_vnni" if vnni else "avx2"
 
 
-def quantize_int8(fp32_path: str | Path, int8_path: str | Path, target_cpu: str = "auto") -> None:
-    """Write the int8 version of a graph that `utils.onnx_graph.build_graph` made.
+def calibrate(model: onnx.ModelProto, batches: Iterable[dict[str, np.ndarray]]) -> dict[str, tuple[float, float]]:
+    """Ranges of what goes into every matrix product of a fused fp32 graph: name -> (smallest, largest).
 
-    Quantizes the projections, the feed-forward layers and the word embeddings (a scale a row); biases, layer norms,
-    attention itself and the classifier's last layer stay fp32.
+    Averages the extremes of the batches, so that one outlier does not stretch a range for all.
 
     Args:
-        target_cpu: the CPU that will run it: auto (this machine's), avx2, avx512_vnni or arm64.
-
-    Raises:
-        UserError: fp32_path is not an ONNX file, or target_cpu is unknown.
+        batches: of `utils.data.collate`, from train.txt.
     """
-    if target_cpu != "auto" and target_cpu not in WEIGHT_BITS:
-        raise UserError(f"target_cpu {target_cpu!r} is unknown: choose auto, {', '.join(WEIGHT_BITS)}")
-    bits = WEIGHT_BITS[detect_cpu() if target_cpu == "auto" else target_cpu]
-    try:
-        model = onnx.load(fp32_path)
-    except Exception as error:  # protobuf raises whatever the bytes provoke
-        raise UserError(f"{fp32_path} is not a readable ONNX file: write it again with quantize.py") from error
+    names = sorted({node.input[0] for node in model.graph.node if node.op_type in ("MatMul", "Attention")})
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    probed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    session = onnxruntime.InferenceSession(probed.SerializeToString(), providers=["CPUExecutionProvider"])
+    takes = [value.name for value in session.get_inputs()]
+    extremes = []
+    for batch in batches:
+        arrays = session.run(names, {name: batch[name] for name in takes})
+        extremes.append([(array.min(), array.max()) for array in arrays])
+    low, high = np.moveaxis(np.mean(extremes, axis=0), -1, 0)
+    return {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
+
+
+def quantize_int8(
+    model: onnx.ModelProto, recipe: Recipe, bits: int, ranges: dict[str, tuple[float, float]] | None = None
+) -> onnx.ModelProto:
+    """The int8 version of a graph that `utils.onnx_graph.build_graph` made.
+
+    Quantizes the projections, the feed-forward layers and the word embeddings (a scale a row); layer norms, attention
+    itself and the classifier's last layer stay fp32.
+
+    Args:
+        bits: of a weight: a value of `WEIGHT_BITS`.
+        ranges: of `calibrate`, for a static recipe.
+    """
     graph = model.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = []
+    writer = _Writer({tensor.name: tensor for tensor in graph.initializer}, recipe, bits, ranges or {})
+    biases = {node.input[0]: node for node in graph.node if node.op_type == "Add" and node.input[1] in writer.weights}
+    kept_fp32 = ALWAYS_FP32 + recipe.fp32_parts
     for node in graph.node:
-        if node.op_type == "MatMul" and node.output[0] != LAST_MATMUL:
-            nodes.append(_int8_matmul(weights, node.input[0], node.input[1], "", node.output[0], bits))
+        if node.op_type == "MatMul" and not node.name.endswith(kept_fp32):
+            addition = biases[node.output[0]]
+            writer.matmul(node.input[0], node.input[1], addition.input[1], addition.output[0])
+        elif node.op_type == "Add" and node.output[0] in writer.written:
+            pass  # its bias went into the product
         elif node.op_type == "Attention":
-            nodes += _int8_attention(weights, node, bits)
-        elif node.op_type == "Gather" and node.input[0] == WORD_TABLE:
-            nodes += _int8_embedding(weights, node)
+            writer.attention(node)
+        elif node.op_type == "Gather" and node.input[0] == WORD_TABLE and recipe.int8_embeddings:
+            writer.embedding(node)
+        elif node.op_type == "Gelu" and recipe.tanh_gelu:
+            writer.nodes.append(helper.make_node("FastGelu", node.input, node.output, name=node.name, domain=MICROSOFT))
         else:
-            nodes.append(node)
-    result = helper.make_graph(nodes, graph.name, graph.input, graph.output, list(weights.values()))
-    model = helper.make_model(
+            writer.nodes.append(node)
+    result = helper.make_graph(writer.nodes, graph.name, graph.input, graph.output, list(writer.weights.values()))
+    return helper.make_model(
         result, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name=model.producer_name
     )
-    onnx.save(model, int8_path)
 
 
-def _quantized(array: np.ndarray, axis: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+class _Writer:
+    """The int8 graph's nodes and weights written so far."""
+
+    def __init__(self, weights: dict[str, TensorProto], recipe: Recipe, bits: int, ranges: dict) -> None:
+        self.weights, self.recipe, self.bits, self.ranges = weights, recipe, bits, ranges
+        self.nodes: list[onnx.NodeProto] = []
+        self.written: set[str] = set()
+        self.rounded: dict[str, list[str]] = {}
+
+    def constant(self, array: np.ndarray, name: str) -> str:
+        self.weights[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def matmul(self, x: str, weight: str, bias: str, output: str) -> None:
+        """An int8 matrix product that takes and gives fp32: x times `weight`, plus `bias`."""
+        axis = 0 if self.recipe.per_channel else None
+        values, scale = _rounded(numpy_helper.to_array(self.weights.pop(weight)), axis, self.bits)
+        scale = scale[0] if self.recipe.per_channel else scale.reshape(())
+        names = [self.constant(values, f"{weight}.int8"), self.constant(scale, f"{weight}.scale")]
+        if self.recipe.static:
+            rounded, x_scale, x_zero = self.rounded.get(x) or self.static_input(x)
+            inputs = [rounded, names[0], x_scale, names[1], x_zero, "", bias]
+            operator = "MatMulIntegerToFloat"
+        else:
+            inputs, operator = [x, *names, "", bias], "DynamicQuantizeMatMul"
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, domain=MICROSOFT))
+        self.written.add(output)
+
+    def static_input(self, x: str) -> list[str]:
+        """Round `x` by its calibrated range; returns the names of the rounded tensor, its scale and zero point."""
+        low, high = min(self.ranges[x][0], 0.0), max(self.ranges[x][1], 0.0)
+        scale = (high - low) / 255 or 1.0
+        names = [
+            f"{x}.uint8",
+            self.constant(np.array(scale, dtype=np.float32), f"{x}.scale"),
+            self.constant(np.array(round(-low / scale), dtype=np.uint8), f"{x}.zero"),
+        ]
+        self.nodes.append(helper.make_node("QuantizeLinear", [x, *names[1:]], names[:1], name=names[0]))
+        self.rounded[x] = names
+        return names
+
+    def attention(self, node: onnx.NodeProto) -> None:
+        """An int8 projection to query, key and value, then fp32 attention."""
+        x, weight, bias, *mask = node.input
+        num_heads = next(attribute.i for attribute in node.attribute if attribute.name == "num_heads")
+        projected = [f"{node.name}.{part}" for part in ("query", "key", "value")]
+        self.matmul(x, weight, bias, f"{node.name}.projected")
+        self.nodes += [
+            helper.make_node("Split", [f"{node.name}.projected"], projected, name=f"{node.name}.split", axis=2),
+            helper.make_node(
+                "MultiHeadAttention", projected + ["", *mask] * bool(mask), node.output,
+                name=node.name, domain=MICROSOFT, num_heads=num_heads,
+            ),
+        ]  # fmt: skip
+
+    def embedding(self, node: onnx.NodeProto) -> None:
+        """Look up int8 rows and their scales: a quarter of the file, for the price of one multiplication."""
+        table, ids = node.input
+        values, scale = _rounded(numpy_helper.to_array(self.weights.pop(table)), axis=1, bits=8)
+        values_name, scale_name = self.constant(values, f"{table}.int8"), self.constant(scale, f"{table}.scale")
+        self.nodes += [
+            helper.make_node("Gather", [values_name, ids], ["word.rows"], name="word.rows"),
+            helper.make_node("Cast", ["word.rows"], ["word.float"], name="word.float", to=TensorProto.FLOAT),
+            helper.make_node("Gather", [scale_name, ids], ["word.scale"], name="word.scale"),
+            helper.make_node("Mul", ["word.float", "word.scale"], node.output, name=node.name),
+        ]
+
+
+def _rounded(array: np.ndarray, axis: int | None, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Round to signed `bits`-bit integers with a scale a row or column: int8, and float32 with `axis` reduced to 1."""
     limit = 2 ** (bits - 1) - 1
     scale = np.abs(array).max(axis=axis, keepdims=True) / limit
     scale[scale == 0] = 1
     return np.rint(array / scale).astype(np.int8), scale.astype(np.float32)
-
-
-def _replace(weights: dict[str, TensorProto], name: str, parts: dict[str, np.ndarray]) -> list[str]:
-    """Replace a weight by the arrays of `parts`; returns their names."""
-    del weights[name]
-    names = [f"{name}.{suffix}" for suffix in parts]
-    weights.update((new, numpy_helper.from_array(array, new)) for new, array in zip(names, parts.values(), strict=True))
-    return names
-
-
-def _int8_matmul(weights: dict, x: str, weight: str, bias: str, output: str, bits: int) -> onnx.NodeProto:
-    values, scale = _quantized(numpy_helper.to_array(weights[weight]), axis=0, bits=bits)
-    zero = np.zeros(scale.size, dtype=np.int8)
-    inputs = [x, *_replace(weights, weight, {"int8": values, "scale": scale[0], "zero": zero}), bias]
-    return helper.make_node("DynamicQuantizeMatMul", inputs, [output], name=output, domain=MICROSOFT)
-
-
-def _int8_attention(weights: dict, node: onnx.NodeProto, bits: int) -> list[onnx.NodeProto]:
-    """An int8 projection to query, key and value, then fp32 attention."""
-    x, weight, bias, mask = node.input
-    num_heads = next(attribute.i for attribute in node.attribute if attribute.name == "num_heads")
-    projected = [f"{node.name}.{part}" for part in ("query", "key", "value")]
-    return [
-        _int8_matmul(weights, x, weight, bias, f"{node.name}.projected", bits),
-        helper.make_node("Split", [f"{node.name}.projected"], projected, name=f"{node.name}.split", axis=2),
-        helper.make_node(
-            "MultiHeadAttention", [*projected, "", mask], node.output,
-            name=node.name, domain=MICROSOFT, num_heads=num_heads,
-        ),
-    ]  # fmt: skip
-
-
-def _int8_embedding(weights: dict, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Look up int8 rows and their scales: a quarter of the file, for the price of one multiplication."""
-    table, ids = node.input
-    values, scale = _quantized(numpy_helper.to_array(weights[table]), axis=1, bits=8)
-    values, scale = _replace(weights, table, {"int8": values, "scale": scale})
-    return [
-        helper.make_node("Gather", [values, ids], ["word.rows"], name="word.rows"),
-        helper.make_node("Cast", ["word.rows"], ["word.float"], name="word.float", to=TensorProto.FLOAT),
-        helper.make_node("Gather", [scale, ids], ["word.scale"], name="word.scale"),
-        helper.make_node("Mul", ["word.float", "word.scale"], node.output, name=node.name),
-    ]
 
 
 def compare_logits(run: Engine, expected: list[np.ndarray], batches: list[dict[str, np.ndarray]]) -> float:

@@ -1,11 +1,144 @@
-"""Run a written ONNX graph on a CPU. Needs onnxruntime and numpy; torch and transformers are never imported here."""
+"""Run a written ONNX graph on a CPU, and label texts with a model folder of quantize.py.
 
+Needs requirements-runtime.txt alone: torch and transformers are never imported here.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
+from tokenizers import Encoding, Tokenizer
 
 from utils.cli import UserError, first_line
+
+GRAPH, UNPADDED_GRAPH, TOKENIZER = "model.onnx", "model.unpadded.onnx", "tokenizer.json"
+AGAIN = "write it again with quantize.py"
+NOT_ONE = "name a folder that quantize.py --output_dir wrote"
+# `predict_batch` holds the tokens of this many batches at once, however many texts there are.
+POOL_BATCHES = 64
+
+Text = str | tuple[str, str]
+
+
+class Prediction(NamedTuple):
+    """The most probable label, and the probability of every label in the order of their ids."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+class Predictor:
+    """Labels texts with a folder that `quantize.py --output_dir` wrote.
+
+        predictor = Predictor("my-model")
+        predictor.predict("a fine film").label
+
+    Only rows of the same number of tokens run together, so that nothing is padded or masked. Nothing changes after
+    the start: any number of threads may share one predictor.
+
+    Every error is a `UserError`, which is a ValueError.
+    """
+
+    def __init__(self, model_dir: str | Path, num_threads: int | None = None) -> None:
+        """Check and open the folder.
+
+        Args:
+            num_threads: CPU threads of the model; all cores where None.
+
+        Raises:
+            UserError: a file is missing, damaged or of another model, or num_threads is below 1.
+        """
+        if num_threads is not None and num_threads < 1:
+            raise UserError(f"num_threads is {num_threads}: give 1 or more")
+        folder = Path(model_dir)
+        self.labels, n_ctx, hashes = _read_config(folder / "config.json")
+        for name, sha256 in hashes.items():
+            _check_file(folder / name, sha256)
+        self._tokenizer = _load_tokenizer(folder / TOKENIZER, n_ctx)
+        graph = folder / (UNPADDED_GRAPH if UNPADDED_GRAPH in hashes else GRAPH)
+        self._session = load_session(graph, num_threads or os.cpu_count() or 1)
+        inputs = [node.name for node in self._session.get_inputs()]
+        self._takes_mask, self._takes_types = "attention_mask" in inputs, "token_type_ids" in inputs
+        num_logits = self._session.get_outputs()[0].shape[-1]
+        if num_logits != len(self.labels):
+            raise UserError(
+                f"{folder / 'config.json'}: id2label has {len(self.labels)} labels but {graph.name} gives {num_logits} "
+                f"logits: {AGAIN}"
+            )
+
+    def predict(self, text: str, text_pair: str | None = None) -> Prediction:
+        """Label one text, or one pair of texts; what is longer than the model's n_ctx is truncated.
+
+        Raises:
+            UserError: a text is not a str, or holds a lone surrogate.
+        """
+        return self._label(self.encode([text if text_pair is None else (text, text_pair)]))[0]
+
+    def predict_batch(self, texts: Sequence[Text], batch_size: int = 16) -> list[Prediction]:
+        """Label many texts or pairs, in their order, up to `batch_size` of equal length at a time.
+
+        Raises:
+            UserError: `texts` is not a list or the like, one of them is neither a str nor a tuple of two, or holds a
+                lone surrogate, or batch_size is below 1.
+        """
+        if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
+            raise UserError(f"the texts are a {type(texts).__name__}: give a list, or use predict for a single text")
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}: give 1 or more")
+        texts = list(texts)
+        for number, text in enumerate(texts, start=1):
+            _check_text(text, number)
+        predictions = []
+        for start in range(0, len(texts), POOL_BATCHES * batch_size):
+            predictions += self._label_pool(texts[start : start + POOL_BATCHES * batch_size], batch_size)
+        return predictions
+
+    def encode(self, texts: list[Text]) -> list[Encoding]:
+        """Tokenize texts and pairs, each at its own length, truncated to the model's n_ctx.
+
+        Raises:
+            UserError: one is neither a str nor a tuple of two, or holds a lone surrogate.
+        """
+        for number, text in enumerate(texts, start=1):
+            _check_text(text, number)
+        return self._tokenizer.encode_batch_fast(texts)
+
+    def logits(self, encodings: list[Encoding]) -> np.ndarray:
+        """Logits, float32 [rows, labels], of rows that have the same number of tokens."""
+        ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
+        feed = {"input_ids": ids}
+        if self._takes_mask:
+            feed["attention_mask"] = np.ones_like(ids)
+        if self._takes_types:
+            feed["token_type_ids"] = np.array([encoding.type_ids for encoding in encodings], dtype=np.int64)
+        return self._session.run(["logits"], feed)[0]
+
+    def _label(self, encodings: list[Encoding]) -> list[Prediction]:
+        logits = self.logits(encodings)
+        exponentials = np.exp(logits - logits.max(1, keepdims=True))
+        rows = (exponentials / exponentials.sum(1, keepdims=True)).tolist()
+        best = logits.argmax(1).tolist()
+        return [
+            Prediction(self.labels[i], dict(zip(self.labels, row, strict=True)))
+            for i, row in zip(best, rows, strict=True)
+        ]
+
+    def _label_pool(self, texts: list[Text], batch_size: int) -> list[Prediction]:
+        encodings = self._tokenizer.encode_batch_fast(texts)
+        by_length: dict[int, list[int]] = {}
+        for row, encoding in enumerate(encodings):
+            by_length.setdefault(len(encoding), []).append(row)
+        predictions: dict[int, Prediction] = {}
+        for rows in by_length.values():
+            for start in range(0, len(rows), batch_size):
+                batch = rows[start : start + batch_size]
+                predictions |= zip(batch, self._label([encodings[row] for row in batch]), strict=True)
+        return [predictions[row] for row in range(len(texts))]
 
 
 def load_session(path: str | Path, num_threads: int) -> onnxruntime.InferenceSession:
@@ -37,3 +170,65 @@ def run_session(session: onnxruntime.InferenceSession, batch: dict[str, np.ndarr
             not passed, so any further keys do no harm.
     """
     return session.run(["logits"], {node.name: batch[node.name] for node in session.get_inputs()})[0]
+
+
+def _read_config(path: Path) -> tuple[list[str], int, dict[str, str]]:
+    """The labels in the order of their ids, n_ctx, and every other file's name and SHA-256."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {NOT_ONE}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}): {AGAIN}") from error
+    if not isinstance(config, dict) or "fastformers" not in config:
+        raise UserError(f"{path} does not belong to a model folder: {NOT_ONE}")
+    names = config.get("id2label")
+    labels = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else []
+    if not labels or not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+        raise UserError(f"{path}: id2label must name every id from 0 on, each differently: {AGAIN}")
+    own = config["fastformers"] if isinstance(config["fastformers"], dict) else {}
+    n_ctx, hashes = own.get("n_ctx"), own.get("files")
+    if not isinstance(hashes, dict) or not {GRAPH, TOKENIZER} <= hashes.keys():
+        raise UserError(f"{path}: fastformers.files must list {GRAPH} and {TOKENIZER}: {AGAIN}")
+    positions = config.get("max_position_embeddings")
+    if type(n_ctx) is not int or n_ctx < 4 or (isinstance(positions, int) and n_ctx > positions):
+        raise UserError(
+            f"{path}: fastformers.n_ctx is {n_ctx!r}, below 4 or more than the model has positions: {AGAIN}"
+        )
+    return labels, n_ctx, hashes
+
+
+def _check_file(path: Path, sha256: str) -> None:
+    # Before anything parses it: damaged weights or another model's tokenizer would give wrong labels without an error.
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {AGAIN}") from error
+    if found != sha256:
+        raise UserError(f"{path} is damaged or of another model: {AGAIN}")
+
+
+def _load_tokenizer(path: Path, n_ctx: int) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no narrower class
+        raise UserError(f"{path} is not a usable tokenizer ({first_line(error)}): {AGAIN}") from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(n_ctx)
+    return tokenizer
+
+
+def _check_text(text: object, number: int) -> None:
+    parts = text if isinstance(text, tuple) and len(text) == 2 else (text,)
+    for part in parts:
+        if not isinstance(part, str):
+            kind = type(part).__name__
+            raise UserError(f"text {number} is or holds a {kind}: give a str, or a tuple of two str for a pair")
+        try:
+            part.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"text {number} holds the lone surrogate {part[error.start]!r}, which is no character: "
+                "decode the text again with errors='replace'"
+            ) from error

@@ -1,0 +1,111 @@
+"""quantize.py measures int8 recipes, writes the best that is accurate enough, and a folder that stands alone."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import make_encoder, make_tokenizer, snapshot
+from safetensors.torch import load_file, save_file
+
+from quantize import choose
+from utils.config import load_config
+from utils.model import load_model
+from utils.runtime import Predictor
+
+
+def found(accuracy: float, p50: float, drift: float = 0.0) -> dict:
+    return {"accuracy": accuracy, "p50": p50, "drift": drift}
+
+
+def test_choice():
+    results = {"fp32": found(0.90, 4.0), "a": found(0.89, 1.0), "b": found(0.896, 2.0), "c": found(0.896, 3.0)}
+    assert choose(results, 0.005) == "b"
+    assert choose(results, 0.02) == "a"
+    assert choose(results, 0.0) == "fp32"
+    # Within 5 % of the fastest, the closest to fp32.
+    close = {"fp32": found(0.9, 4.0), "a": found(0.9, 1.0, 0.2), "b": found(0.9, 1.04, 0.1), "c": found(0.9, 1.06, 0.0)}
+    assert choose(close, 0.005) == "b"
+
+
+@pytest.fixture
+def model_dir(trained):
+    code, stderr = trained.quantize(f"--output_dir={trained.folder}/model", "--max_accuracy_drop=1", source="teacher")
+    assert code == 0, stderr
+    return trained.folder / "model"
+
+
+def test_folder_predicts_what_pytorch_does(trained, model_dir):
+    """At 8 bits within rounding; --fp32 exactly."""
+    texts = [line.split("\t")[0] for line in (trained.data / "test.txt").read_text().splitlines()]
+    code, stderr = trained.quantize(f"--output_dir={trained.folder}/exact", "--fp32", source="teacher")
+    assert code == 0, stderr
+    tokenizer, labels = make_tokenizer(), ["negative", "positive"]
+    model = load_model(str(trained.folder / "teacher"), "--flag", load_config(trained.config), labels)
+    for folder, tolerance in ((trained.folder / "exact", 1e-5), (model_dir, 0.2)):
+        predictor = Predictor(folder)
+        for text, prediction in zip(texts, predictor.predict_batch(texts), strict=True):
+            with torch.inference_mode():
+                encoded = tokenizer(text, truncation=True, max_length=16, return_tensors="pt")
+                expected = model(**encoded).logits.softmax(-1)[0].numpy()
+            got = np.array([prediction.probabilities[label] for label in labels])
+            assert np.abs(got - expected).max() < tolerance
+
+
+def test_folder_is_complete(model_dir):
+    names = {"model.onnx", "model.unpadded.onnx", "model.weights", "tokenizer.json", "config.json", "README.md"}
+    assert names <= {path.name for path in model_dir.iterdir()}
+    inputs = [[value.name for value in onnx.load(model_dir / name, load_external_data=False).graph.input]
+              for name in ("model.onnx", "model.unpadded.onnx")]  # fmt: skip
+    assert inputs == [["input_ids", "attention_mask", "token_type_ids"], ["input_ids", "token_type_ids"]]
+    config = json.loads((model_dir / "config.json").read_text())
+    assert config["model_type"] == "bert" and config["id2label"] == {"0": "negative", "1": "positive"}
+    card = (model_dir / "README.md").read_text()
+    assert card.startswith("---\n") and "dynamic, per channel" in card and "negative, positive" in card
+
+
+def test_only_the_folder_is_replaced(trained, model_dir):
+    code, stderr = trained.quantize(f"--output_dir={model_dir}", "--fp16", source="teacher")
+    assert code == 0, stderr
+    assert json.loads((model_dir / "config.json").read_text())["fastformers"]["version"] == "fp16"
+    before = snapshot(trained.folder)
+    for target in (trained.folder / "teacher", trained.folder / "teacher.pt"):
+        code, stderr = trained.quantize(f"--output_dir={target}", source="teacher")
+        assert code == 2 and "--output_dir" in stderr
+    assert snapshot(trained.folder) == before
+
+
+def test_no_output_named(trained):
+    common = [*trained.common(), f"--bert_output_dir={trained.folder}/teacher"]
+    code, stderr = trained.script("quantize", *common)
+    assert code == 2 and "--output_dir" in stderr and stderr.count("\n") == 1
+    code, stderr = trained.script("quantize", *common, "--fp16", "--onnx_path=x.onnx")
+    assert code == 2 and "--output_dir" in stderr
+
+
+def test_infinite_weights_write_nothing(trained):
+    path = trained.folder / "teacher/model.safetensors"
+    state = load_file(path)
+    state["bert.encoder.layer.0.output.dense.weight"][0, 0] = float("nan")
+    save_file(state, path, {"format": "pt"})
+    before = snapshot(trained.folder)
+    common = [*trained.common(), f"--bert_output_dir={trained.folder}/teacher"]
+    code, stderr = trained.script("quantize", *common, f"--output_dir={trained.folder}/model")
+    assert code == 2 and "differ" in stderr
+    assert snapshot(trained.folder) == before
+
+
+def test_other_encoders_go_through_the_recipe(project, tmp_path):
+    steps = project("bert")
+    steps.encoder = make_encoder(tmp_path / "albert", "albert", embedding_size=16)
+    steps.config = str(tmp_path / "albert.json")
+    (tmp_path / "albert.json").write_text('{"encoder_class": "albert", "n_ctx": 16}')
+    for step in (steps.preprocess, steps.train):
+        code, stderr = step()
+        assert code == 0, stderr
+    code, stderr = steps.quantize(f"--output_dir={tmp_path}/model", source="teacher")
+    assert code == 0 and "nothing is fused" in stderr
+    assert Predictor(tmp_path / "model").predict("a good film").label in ("negative", "positive")
+    code, stderr = steps.prune("--target_num_heads=2")
+    assert code == 2 and "albert" in stderr and stderr.count("\n") == 1
