@@ -1,4 +1,4 @@
-"""Accuracy and latency on test.txt, of a PyTorch checkpoint or of an ONNX file that quantize.py wrote.
+"""Accuracy, latency and throughput on test.txt, of a PyTorch checkpoint or of an ONNX file that quantize.py wrote.
 
     python evaluate.py --config=configs/config-bert-cls.json --data_dir=data/sst2 \\
         --bert_output_dir=bert-checkpoint-teacher --model_path=pytorch-model-teacher.pt
@@ -6,16 +6,21 @@
         --bert_output_dir=bert-checkpoint-pruned --enable_ort --onnx_path=pytorch-model-pruned.int8.onnx --num_threads=2
 
 Times the model alone, batch by batch: no tokenizing, no loading, and a warm-up that is not counted. Latencies are those
-of one batch, one row by default. --use_fixed_seq_length pads every row to n_ctx, the naive way, for comparison.
+of one batch, one row by default. --use_fixed_seq_length pads every row to n_ctx, the naive way, for comparison, and
+--torch_int8 quantizes the checkpoint's Linear layers as PyTorch itself does.
+
+--num_instances fills a CPU of many cores: so many processes, each pinned to --num_threads cores of its own, share the
+rows, and the throughput is that of all together, from the moment when every one is warmed up to the end of the last.
 """
 
 import argparse
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix
 from tqdm import tqdm
 
@@ -24,9 +29,9 @@ from utils.checkpoint import check_labels, load_hub_config, load_tokenizer
 from utils.cli import UserError, run
 from utils.config import Config, load_config
 from utils.data import batches_by_length, collate, lengths, load_data, row_labels
-from utils.engines import Engine, onnx_engine, pytorch_engine
+from utils.engines import Engine, onnx_engine, open_pytorch
 from utils.files import check_output_file, write_json
-from utils.model import load_model
+from utils.instances import allowed_cores, serve
 from utils.timing import WARMUP_BATCHES, latency_summary, timed
 from utils.training import choose_device
 
@@ -39,27 +44,75 @@ def parse_args() -> argparse.Namespace:
     add_checkpoint_options(parser)
     parser.add_argument("--enable_ort", action="store_true", help="run --onnx_path with ONNX Runtime")
     parser.add_argument("--onnx_path", help="ONNX file made from this checkpoint")
+    parser.add_argument("--torch_int8", action="store_true", help="quantize the Linear layers in PyTorch, on the CPU")
     parser.add_argument("--batch_size", type=positive_int, default=1, help="rows a batch")
-    parser.add_argument("--num_threads", type=positive_int, default=os.cpu_count(), help="CPU threads of the model")
+    parser.add_argument(
+        "--num_threads",
+        type=positive_int,
+        help="CPU threads of the model, of each instance (default: all cores' share)",
+    )
+    parser.add_argument("--num_instances", type=positive_int, default=1, help="processes that share the rows")
     parser.add_argument("--use_fixed_seq_length", action="store_true", help="pad every row to n_ctx")
     parser.add_argument("--output_json", help="write all of the result to this file as well")
     add_device_option(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.num_threads is None:
+        cores = os.cpu_count() if args.num_instances == 1 else len(allowed_cores())
+        args.num_threads = max(1, cores // args.num_instances)
+    return args
 
 
-def open_engine(args: argparse.Namespace, config: Config, labels: list[str]) -> Engine:
-    """What the command line asks to be measured.
+def check_engine_options(args: argparse.Namespace) -> None:
+    """Check the options that choose the engine against one another.
 
     Raises:
-        UserError: it cannot be loaded, or its labels are not `labels`.
+        UserError: they do not go together.
+    """
+    if args.enable_ort != bool(args.onnx_path):
+        raise UserError("--enable_ort and --onnx_path go together: give both or neither")
+    if args.torch_int8 and args.enable_ort:
+        raise UserError(
+            "--torch_int8 is for PyTorch: leave it out, and give an int8 file of quantize.py as --onnx_path"
+        )
+    needs_cpu = args.torch_int8 or args.num_instances > 1
+    if needs_cpu and not args.enable_ort and choose_device(args.device) != "cpu":
+        flag = "--torch_int8" if args.torch_int8 else "--num_instances"
+        raise UserError(f"{flag} is for the CPU only: add --device=cpu")
+
+
+def engine_opener(args: argparse.Namespace, config: Config, labels: list[str]) -> Callable[[], Engine]:
+    """What the command line asks to be measured, still to be opened, in this process or in others.
+
+    Raises:
+        UserError: the checkpoint of an ONNX file is missing, or its labels are not `labels`.
     """
     if args.enable_ort:
         hub_config = load_hub_config(args.bert_output_dir, "--bert_output_dir", config)
         check_labels(hub_config, labels, args.bert_output_dir, "--bert_output_dir")
-        return onnx_engine(args.onnx_path, args.num_threads, len(labels))
-    torch.set_num_threads(args.num_threads)
-    model = load_model(args.bert_output_dir, "--bert_output_dir", config, labels, args.model_path)
-    return pytorch_engine(model.to(choose_device(args.device)))
+        return partial(onnx_engine, args.onnx_path, args.num_threads, len(labels))
+    device = choose_device(args.device)
+    return partial(
+        open_pytorch, args.bert_output_dir, config, labels, args.model_path, device, args.num_threads, args.torch_int8
+    )
+
+
+def measure(
+    open_engine: Callable[[], Engine], batches: list[dict], num_instances: int, num_threads: int
+) -> tuple[list[np.ndarray], np.ndarray, float]:
+    """Run every batch once: the outputs, the latency of each in milliseconds, and how long all took in milliseconds.
+
+    One instance's total is the sum of its latencies; that of several is their time on the clock.
+
+    Raises:
+        UserError: the engine cannot be opened or run, or there are too few cores.
+    """
+    if num_instances > 1:
+        outputs, milliseconds, seconds = serve(open_engine, batches, WARMUP_BATCHES, num_instances, num_threads)
+        return outputs, milliseconds, seconds * 1000
+    engine = open_engine()
+    bar = tqdm(batches, desc="evaluate", unit="batch", disable=None)
+    outputs, milliseconds = timed(engine, bar, warmup=batches[:WARMUP_BATCHES])
+    return outputs, milliseconds, float(milliseconds.sum())
 
 
 def model_bytes(args: argparse.Namespace) -> int:
@@ -75,7 +128,9 @@ def log_result(result: dict) -> None:
     logger.info("[Elapsed Time] : %.2fms, %.4fms on average", elapsed, elapsed / result["num_examples"])
     percentiles = ", ".join(f"{name} {latency[name]:.4f}ms" for name in ("p50", "p90", "p99"))
     logger.info("[Latency] : %s a batch of %d", percentiles, result["batch_size"])
-    logger.info("[Throughput] : %.1f examples/s", result["throughput_per_s"])
+    instances = f", {result['num_instances']} instances of {result['num_threads']} thread(s) together"
+    shown = instances if result["num_instances"] > 1 else ""
+    logger.info("[Throughput] : %.1f examples/s%s", result["throughput_per_s"], shown)
     logger.info("[Report] :\n%s", result["classification_report"])
     rows = "\n".join(" ".join(f"{count:6d}" for count in row) for row in result["confusion_matrix"])
     logger.info("[Confusion matrix] : rows true, columns predicted, both in the order of label.txt\n%s", rows)
@@ -83,14 +138,13 @@ def log_result(result: dict) -> None:
 
 def main() -> None:
     args = parse_args()
-    if args.enable_ort != bool(args.onnx_path):
-        raise UserError("--enable_ort and --onnx_path go together: give both or neither")
+    check_engine_options(args)
     config = load_config(args.config)
     tokenizer = load_tokenizer(args.bert_output_dir, "--bert_output_dir")
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
     if args.output_json:
         check_output_file(args.output_json, "--output_json")
-    engine = open_engine(args, config, data.labels)
+    open_engine = engine_opener(args, config, data.labels)
 
     test = data.splits["test"]
     width = config.n_ctx if args.use_fixed_seq_length else None
@@ -99,8 +153,7 @@ def main() -> None:
     if args.batch_size > 1:
         order = batches_by_length(lengths(test), args.batch_size)
     batches = [collate(test, indices, tokenizer.pad_token_id, width) for indices in order]
-    bar = tqdm(batches, desc="evaluate", unit="batch", disable=None)
-    outputs, milliseconds = timed(engine, bar, warmup=batches[:WARMUP_BATCHES])
+    outputs, milliseconds, elapsed_ms = measure(open_engine, batches, args.num_instances, args.num_threads)
 
     predicted = np.empty(len(test), dtype=np.int64)
     predicted[np.concatenate(order)] = np.concatenate(outputs).argmax(-1)
@@ -112,10 +165,11 @@ def main() -> None:
         "num_correct": int((true == predicted).sum()),
         "num_examples": len(true),
         "latency_ms": latency_summary(milliseconds),
-        "elapsed_ms": float(milliseconds.sum()),
-        "throughput_per_s": len(true) / float(milliseconds.sum()) * 1000,
-        "engine": "onnxruntime" if args.enable_ort else "pytorch",
+        "elapsed_ms": elapsed_ms,
+        "throughput_per_s": len(true) / elapsed_ms * 1000,
+        "engine": "onnxruntime" if args.enable_ort else "pytorch_int8" if args.torch_int8 else "pytorch",
         "num_threads": args.num_threads,
+        "num_instances": args.num_instances,
         "batch_size": args.batch_size,
         "fixed_seq_length": config.n_ctx if args.use_fixed_seq_length else None,
         "model_bytes": model_bytes(args),
