@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import ROOT, make_encoder, write_texts
 
-SCRIPTS = ["preprocess.py", "train.py", "evaluate.py", "fastformers.py", "prune.py", "quantize.py"]
+SCRIPTS = ["preprocess.py", "train.py", "evaluate.py", "fastformers.py", "prune.py", "quantize.py", "predict.py"]
 
 
 def recipe_commands() -> list[str]:
@@ -36,6 +36,8 @@ def test_recipe(tmp_path):
             ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stderr}"
+        if "predict.py" in command:
+            assert re.fullmatch(r"(negative|positive)\t[01]\.\d+\n", done.stdout)
         if "evaluate.py" in command:
             assert re.search(r"^INFO:__main__:\[Accuracy\] : \d\.\d{4}, +\d+/ +24$", done.stderr, re.MULTILINE)
             elapsed = r"^INFO:__main__:\[Elapsed Time\] : \d+\.\d\dms, \d+\.\d{4}ms on average$"

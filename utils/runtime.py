@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from utils.cli import UserError, first_line
 
@@ -23,6 +23,8 @@ NOT_ONE = "name a folder that quantize.py --output_dir wrote"
 POOL_BATCHES = 64
 
 Text = str | tuple[str, str]
+# Token ids and, where the graph takes them, token type ids: each [tokens].
+Row = tuple[list[int], list[int]]
 
 
 class Prediction(NamedTuple):
@@ -56,10 +58,10 @@ class Predictor:
         if num_threads is not None and num_threads < 1:
             raise UserError(f"num_threads is {num_threads}: give 1 or more")
         folder = Path(model_dir)
-        self.labels, n_ctx, hashes = _read_config(folder / "config.json")
+        self.labels, self._n_ctx, hashes = _read_config(folder / "config.json")
         for name, sha256 in hashes.items():
             _check_file(folder / name, sha256)
-        self._tokenizer = _load_tokenizer(folder / TOKENIZER, n_ctx)
+        self._tokenizer = _load_tokenizer(folder / TOKENIZER)
         graph = folder / (UNPADDED_GRAPH if UNPADDED_GRAPH in hashes else GRAPH)
         self._session = load_session(graph, num_threads or os.cpu_count() or 1)
         inputs = [node.name for node in self._session.get_inputs()]
@@ -98,7 +100,7 @@ class Predictor:
             predictions += self._label_pool(texts[start : start + POOL_BATCHES * batch_size], batch_size)
         return predictions
 
-    def encode(self, texts: list[Text]) -> list[Encoding]:
+    def encode(self, texts: list[Text]) -> list[Row]:
         """Tokenize texts and pairs, each at its own length, truncated to the model's n_ctx.
 
         Raises:
@@ -106,39 +108,49 @@ class Predictor:
         """
         for number, text in enumerate(texts, start=1):
             _check_text(text, number)
-        return self._tokenizer.encode_batch_fast(texts)
+        return self._encode(texts)
 
-    def logits(self, encodings: list[Encoding]) -> np.ndarray:
+    def logits(self, rows: list[Row]) -> np.ndarray:
         """Logits, float32 [rows, labels], of rows that have the same number of tokens."""
-        ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
+        ids = np.array([ids for ids, _ in rows], dtype=np.int64)
         feed = {"input_ids": ids}
         if self._takes_mask:
             feed["attention_mask"] = np.ones_like(ids)
         if self._takes_types:
-            feed["token_type_ids"] = np.array([encoding.type_ids for encoding in encodings], dtype=np.int64)
+            feed["token_type_ids"] = np.array([types for _, types in rows], dtype=np.int64)
         return self._session.run(["logits"], feed)[0]
 
-    def _label(self, encodings: list[Encoding]) -> list[Prediction]:
-        logits = self.logits(encodings)
+    def _encode(self, texts: list[Text]) -> list[Row]:
+        rows = []
+        for encoding in self._tokenizer.encode_batch_fast(texts):
+            ids, types = encoding.ids, encoding.type_ids if self._takes_types else []
+            if len(ids) > self._n_ctx:
+                kept = _kept_tokens(encoding.sequence_ids, self._n_ctx)
+                ids, types = [ids[i] for i in kept], [types[i] for i in kept] if types else []
+            rows.append((ids, types))
+        return rows
+
+    def _label(self, rows: list[Row]) -> list[Prediction]:
+        logits = self.logits(rows)
         exponentials = np.exp(logits - logits.max(1, keepdims=True))
-        rows = (exponentials / exponentials.sum(1, keepdims=True)).tolist()
+        probabilities = (exponentials / exponentials.sum(1, keepdims=True)).tolist()
         best = logits.argmax(1).tolist()
         return [
             Prediction(self.labels[i], dict(zip(self.labels, row, strict=True)))
-            for i, row in zip(best, rows, strict=True)
+            for i, row in zip(best, probabilities, strict=True)
         ]
 
     def _label_pool(self, texts: list[Text], batch_size: int) -> list[Prediction]:
-        encodings = self._tokenizer.encode_batch_fast(texts)
+        rows = self._encode(texts)
         by_length: dict[int, list[int]] = {}
-        for row, encoding in enumerate(encodings):
-            by_length.setdefault(len(encoding), []).append(row)
+        for index, (ids, _) in enumerate(rows):
+            by_length.setdefault(len(ids), []).append(index)
         predictions: dict[int, Prediction] = {}
-        for rows in by_length.values():
-            for start in range(0, len(rows), batch_size):
-                batch = rows[start : start + batch_size]
-                predictions |= zip(batch, self._label([encodings[row] for row in batch]), strict=True)
-        return [predictions[row] for row in range(len(texts))]
+        for indices in by_length.values():
+            for start in range(0, len(indices), batch_size):
+                batch = indices[start : start + batch_size]
+                predictions |= zip(batch, self._label([rows[index] for index in batch]), strict=True)
+        return [predictions[index] for index in range(len(texts))]
 
 
 def load_session(path: str | Path, num_threads: int) -> onnxruntime.InferenceSession:
@@ -209,14 +221,36 @@ def _check_file(path: Path, sha256: str) -> None:
         raise UserError(f"{path} is damaged or of another model: {AGAIN}")
 
 
-def _load_tokenizer(path: Path, n_ctx: int) -> Tokenizer:
+def _load_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises no narrower class
         raise UserError(f"{path} is not a usable tokenizer ({first_line(error)}): {AGAIN}") from error
     tokenizer.no_padding()
-    tokenizer.enable_truncation(n_ctx)
+    # Of a pair it would keep every combination of the parts cut off: gigabytes for two long texts.
+    tokenizer.no_truncation()
     return tokenizer
+
+
+def _kept_tokens(sequence_ids: list[int | None], n_ctx: int) -> list[int]:
+    """Positions that remain of a longer row, as tokenizers truncates by default: the longer text of a pair first.
+
+    Args:
+        sequence_ids: 0 or 1, the text that each token comes from; None for special tokens, which are all kept.
+    """
+    counts = [sequence_ids.count(0), sequence_ids.count(1)]
+    room = n_ctx - sequence_ids.count(None)
+    shorter = 1 if counts[0] > counts[1] else 0
+    left = [room, room]
+    left[shorter] = min(counts[shorter], room // 2)
+    left[1 - shorter] -= left[shorter]
+    kept = []
+    for position, text in enumerate(sequence_ids):
+        if text is not None:
+            left[text] -= 1
+        if text is None or left[text] >= 0:
+            kept.append(position)
+    return kept
 
 
 def _check_text(text: object, number: int) -> None:

@@ -1,0 +1,208 @@
+"""The libraries under measurement behind one interface. Runs in any of the virtual environments.
+
+Each backend imports its library when it is opened, so that a fresh process pays for nothing else.
+"""
+
+import itertools
+import json
+from functools import cached_property
+from pathlib import Path
+
+OUR_GRAPHS = ("model.unpadded.onnx", "model.onnx")
+
+
+class Backend:
+    """A classifier that is given token ids or a text.
+
+    `fixed_length` pads every row to that many tokens, `max_length` truncates longer ones.
+    """
+
+    tensors = "np"
+
+    def __init__(self, path: str, num_threads: int, max_length: int, fixed_length: bool = False):
+        self.path, self.num_threads = path, num_threads
+        self.tokenizer_options = {"truncation": True, "max_length": max_length}
+        if fixed_length:
+            self.tokenizer_options["padding"] = "max_length"
+        self.fixed_length = max_length if fixed_length else None
+        self.open()
+
+    def open(self) -> None:
+        """Load the model: sets `pipeline`."""
+        raise NotImplementedError
+
+    def inputs(self, rows: list[dict]) -> dict:
+        """What `graph` takes, from rows of token ids; padded to the longest of them."""
+        return pad(rows, self.fixed_length)
+
+    def batches(self, rows: list[dict], batch_size: int) -> list[list[dict]]:
+        """Rows that are sorted by length, in batches."""
+        return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+
+    def graph(self, inputs: dict):
+        """Logits [rows, labels]."""
+        raise NotImplementedError
+
+    def text(self, text: str) -> str:
+        """The label of a text, as the library's documentation shows it: a transformers pipeline."""
+        return self.pipeline(text)[0]["label"]
+
+    def by_hand(self, text: str) -> str:
+        """The label of a text without the pipeline: tokenizer, graph, largest logit."""
+        logits = self.graph(self.tokenizer(text, return_tensors=self.tensors, **self.tokenizer_options))
+        return self.labels[int(logits[0].argmax())]
+
+    def texts(self, texts: list[str], batch_size: int) -> list[str]:
+        """The labels of many texts, by the library's own batching."""
+        return [answer["label"] for answer in self.pipeline(texts, batch_size=batch_size)]
+
+    def make_pipeline(self, model) -> None:
+        """The transformers pipeline around `model`, a path or an object, and the parts of it that `by_hand` uses."""
+        from transformers import AutoTokenizer, pipeline
+
+        tokenizer = AutoTokenizer.from_pretrained(self.path)
+        self.pipeline = pipeline("text-classification", model=model, tokenizer=tokenizer, **self.tokenizer_options)
+        self.tokenizer = tokenizer
+        self.labels = self.pipeline.model.config.id2label
+
+
+class PyTorch(Backend):
+    tensors = "pt"
+    int8 = False
+
+    def open(self) -> None:
+        import torch
+
+        self.torch = torch
+        torch.set_num_threads(self.num_threads)
+        model = self.path
+        if self.int8:
+            from transformers import AutoModelForSequenceClassification
+
+            model = AutoModelForSequenceClassification.from_pretrained(self.path).eval()
+            model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+        self.make_pipeline(model)
+
+    def inputs(self, rows: list[dict]) -> dict:
+        return {name: self.torch.from_numpy(array) for name, array in pad(rows, self.fixed_length).items()}
+
+    def graph(self, inputs: dict):
+        with self.torch.inference_mode():
+            return self.pipeline.model(**inputs).logits
+
+
+class PyTorchInt8(PyTorch):
+    int8 = True
+
+
+class Optimum(Backend):
+    def open(self) -> None:
+        from onnxruntime import SessionOptions
+        from optimum.onnxruntime import ORTModelForSequenceClassification
+
+        options = SessionOptions()
+        options.intra_op_num_threads = self.num_threads
+        file_name = next(Path(self.path).glob("*.onnx")).name
+        model = ORTModelForSequenceClassification.from_pretrained(
+            self.path, file_name=file_name, session_options=options
+        )
+        self.session = model.session
+        self.make_pipeline(model)
+
+    def graph(self, inputs: dict):
+        return self.session.run(["logits"], dict(inputs))[0]
+
+
+class OpenVino(Backend):
+    hints = {}
+
+    def open(self) -> None:
+        from optimum.intel import OVModelForSequenceClassification
+
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": str(self.num_threads), **self.hints}
+        model = OVModelForSequenceClassification.from_pretrained(self.path, export=False, ov_config=options)
+        self.request = model.request.create_infer_request()
+        self.make_pipeline(model)
+
+    def graph(self, inputs: dict):
+        return self.request.infer(dict(inputs), share_inputs=True)["logits"]
+
+
+class OpenVinoFp32(OpenVino):
+    # Where the CPU has bf16, OpenVINO computes in it unless told not to.
+    hints = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+class Ours(Backend):
+    """A folder that quantize.py wrote, run by utils.runtime."""
+
+    def open(self) -> None:
+        from utils.runtime import Predictor
+
+        self.predictor = Predictor(self.path, self.num_threads)
+
+    def batches(self, rows: list[dict], batch_size: int) -> list[list[dict]]:
+        # As `Predictor.predict_batch` does: only rows of the same length together, so that none is padded.
+        groups = itertools.groupby(rows, key=lambda row: len(row["input_ids"]))
+        return [batch for _, group in groups for batch in Backend.batches(self, list(group), batch_size)]
+
+    def text(self, text: str) -> str:
+        return self.predictor.predict(text).label
+
+    by_hand = text
+
+    def texts(self, texts: list[str], batch_size: int) -> list[str]:
+        return [prediction.label for prediction in self.predictor.predict_batch(texts, batch_size=batch_size)]
+
+    def graph(self, inputs: dict):
+        session, names = self.session
+        return session.run(["logits"], {name: inputs[name] for name in names})[0]
+
+    @cached_property
+    def session(self) -> tuple:
+        """A session of the graph that the predictor runs, and its inputs' names. Opened late: `text` needs none."""
+        from utils.runtime import load_session
+
+        path = next(path for name in OUR_GRAPHS if (path := Path(self.path) / name).exists())
+        session = load_session(path, self.num_threads)
+        return session, [node.name for node in session.get_inputs()]
+
+
+BACKENDS = {
+    "pytorch_fixed": PyTorch,
+    "pytorch": PyTorch,
+    "pytorch_int8": PyTorchInt8,
+    "optimum_fp32": Optimum,
+    "optimum_int8": Optimum,
+    "openvino_fp32": OpenVinoFp32,
+    "nncf_int8": OpenVino,
+    "ours_fp32": Ours,
+    "ours_int8": Ours,
+}
+
+
+def open_backend(engine: str, path: str, num_threads: int, max_length: int) -> Backend:
+    """Load an engine's model."""
+    return BACKENDS[engine](path, num_threads, max_length, fixed_length=engine.endswith("_fixed"))
+
+
+def read_rows(path: str) -> list[dict]:
+    """Rows as the driver writes them, one JSON object a line: text, label, input_ids, token_type_ids."""
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def pad(rows: list[dict], length: int | None = None) -> dict:
+    """Rows as int64 arrays [rows, longest], padded on the right to the longest row or to `length`."""
+    import numpy as np
+
+    width = length or max(len(row["input_ids"]) for row in rows)
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    arrays = {name: np.zeros((len(rows), width), np.int64) for name in names}
+    for i, row in enumerate(rows):
+        used = len(row["input_ids"])
+        arrays["input_ids"][i, used:] = row["pad_token_id"]
+        arrays["input_ids"][i, :used] = row["input_ids"]
+        arrays["token_type_ids"][i, :used] = row["token_type_ids"]
+        arrays["attention_mask"][i, :used] = 1
+    return arrays

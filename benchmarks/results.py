@@ -1,0 +1,186 @@
+"""From raw measurements to the table and the targets."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.backends import BACKENDS
+
+OURS = "ours_int8"
+PEERS = [engine for engine in BACKENDS if not engine.startswith("ours")]
+PATHS = ("graph", "text", "by_hand")
+# A peer may be this much less accurate than ours and still count.
+ACCURACY_MARGIN = 0.003
+
+
+def layer_shapes(checkpoint: str | Path) -> list[tuple[int, int, int]]:
+    """(hidden size, attention width, FFN neurons) of every layer, from the header of model.safetensors."""
+    with open(Path(checkpoint) / "model.safetensors", "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    shapes = {}
+    for name, tensor in header.items():
+        if found := re.search(r"layer\.(\d+)\.(attention\.self\.query|intermediate\.dense)\.weight$", name):
+            shapes[int(found[1]), found[2]] = tensor["shape"]
+    layers = []
+    for i in sorted({i for i, _ in shapes}):
+        width, hidden = shapes[i, "attention.self.query"]
+        layers.append((hidden, width, shapes[i, "intermediate.dense"][0]))
+    return layers
+
+
+def count_macs(layers: list[tuple[int, int, int]], num_labels: int, length: int) -> int:
+    """Multiply-accumulates that our graph does for one row of `length` tokens.
+
+    The last layer is worked out for the first token only: nothing reads the others.
+    """
+    macs = 0
+    for hidden, width, neurons in layers[:-1]:
+        macs += length * (hidden * 3 * width + width * hidden + 2 * hidden * neurons) + 2 * length**2 * width
+    hidden, width, neurons = layers[-1]
+    macs += length * hidden * 2 * width + 2 * length * width
+    macs += hidden * width + width * hidden + 2 * hidden * neurons
+    return macs + hidden * hidden + hidden * num_labels
+
+
+def latency_results(rounds: list[dict]) -> dict:
+    """One engine's latencies, from what each of its processes measured: {path: [rows]} in milliseconds, and counts."""
+    found = {}
+    for path in PATHS:
+        pooled = np.concatenate([measured[path] for measured in rounds])
+        found[path] = {
+            "mean_ms": float(pooled.mean()),
+            "p50_ms": float(np.percentile(pooled, 50)),
+            "p99_ms": float(np.percentile(pooled, 99)),
+            "p50_ms_of_processes": [float(np.percentile(measured[path], 50)) for measured in rounds],
+        }
+    num_rows = len(rounds[0]["text"])
+    found["accuracy"] = rounds[0]["right"] / num_rows
+    found["num_correct"] = rounds[0]["right"]
+    # The three paths must agree, or a path measures something else.
+    counts = ("right_graph", "right", "right_by_hand")
+    found["num_correct_by_path"] = {path: rounds[0][name] for path, name in zip(PATHS, counts, strict=True)}
+    return found
+
+
+def throughput_results(rounds: list[dict]) -> dict:
+    """One engine's examples a second: the median over processes for each configuration, and the best of them.
+
+    Args:
+        rounds: {"2x1": {"8": {"text": rate, "graph": rate}}}: instances x threads, then batch size.
+    """
+    rates = {
+        path: {
+            f"{shape}, batch {size}": statistics.median(measured[shape][size][path] for measured in rounds)
+            for shape in rounds[0]
+            for size in rounds[0][shape]
+        }
+        for path in ("text", "graph")
+    }
+    return {
+        path: {"per_s": max(each.values()), "at": max(each, key=each.get), "all": each} for path, each in rates.items()
+    }
+
+
+def gemm_results(rounds: list[dict], ours: dict, latencies: list[dict], macs: np.ndarray) -> dict:
+    """The int8 peak of this machine in operations a second, and what share of it ours_int8 reaches.
+
+    Args:
+        rounds: {"1x2": {matrix shape: rate}}, the instances' rates added up.
+        ours: ours_int8's throughput results.
+        latencies: ours_int8's latencies, a process each.
+        macs: of every row, without padding.
+    """
+    rates = {
+        f"{shape}, {matrix}": max(measured[shape][matrix] for measured in rounds)
+        for shape in rounds[0]
+        for matrix in rounds[0][shape]
+    }
+    peak = max(rates.values())
+    row_ms = np.median([measured["graph"] for measured in latencies], axis=0)
+    return {
+        "peak_per_s": peak,
+        "at": max(rates, key=rates.get),
+        "all": rates,
+        "fraction_batch_1": float(2 * macs.sum() / (row_ms.sum() / 1000) / peak),
+        "fraction_best": float(2 * macs.mean() * ours["graph"]["per_s"] / peak),
+        "best_at": ours["graph"]["at"],
+    }
+
+
+def million_results(measured: dict) -> dict:
+    """Memory of one process over very many predictions, and its growth after the first sample."""
+    samples = [sample["rss_mb"] for sample in measured["samples"]]
+    return measured | {"rss_growth_mb": max(samples) - samples[0]}
+
+
+def table(engines: dict[str, dict]) -> str:
+    """All engines as aligned text."""
+    header = [
+        "engine", "accuracy", "graph p50", "p99", "text p50", "p99", "processes", "by hand p50", "examples/s", "at",
+        "graph/s", "at", "MB", "RSS MB", "cold s",
+    ]  # fmt: skip
+    rows = []
+    for name, engine in engines.items():
+        spread = engine["text"]["p50_ms_of_processes"]
+        best = engine["throughput"]
+        rows.append([
+            name,
+            f"{engine['accuracy']:.4f}",
+            *(f"{engine[path][key]:.2f}" for path in ("graph", "text") for key in ("p50_ms", "p99_ms")),
+            f"{min(spread):.2f}-{max(spread):.2f}",
+            f"{engine['by_hand']['p50_ms']:.2f}",
+            f"{best['text']['per_s']:.0f}",
+            best["text"]["at"],
+            f"{best['graph']['per_s']:.0f}",
+            best["graph"]["at"],
+            f"{engine['disk_mb']:.1f}",
+            f"{engine['peak_rss_mb']:.0f}",
+            f"{engine['cold_start_s']:.2f}",
+        ])  # fmt: skip
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for first, *cells in [header, ["-" * width for width in widths], *rows]:
+        lines.append("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]))
+    return "\n".join(lines)
+
+
+def targets(engines: dict[str, dict], gemm: dict, million: dict | None) -> list[dict]:
+    """Every target's name, what was measured (None: nothing to measure it by), what it needs, and whether it is met."""
+    ours = engines[OURS]
+    eligible = [engines[name] for name in PEERS if name in engines]
+    eligible = [peer for peer in eligible if peer["accuracy"] >= ours["accuracy"] - ACCURACY_MARGIN]
+    # Without all peers there is no fastest one.
+    complete = eligible and all(name in engines for name in PEERS)
+
+    def faster(path: str) -> float | None:
+        return min(peer[path]["p50_ms"] for peer in eligible) / ours[path]["p50_ms"] if complete else None
+
+    most = max(peer["throughput"]["text"]["per_s"] for peer in eligible) if complete else None
+    measured = [
+        ("text_p50_vs_fastest_peer", faster("text"), 2.5),
+        ("graph_p50_vs_fastest_peer", faster("graph"), 1.5),
+        ("throughput_vs_fastest_peer", ours["throughput"]["text"]["per_s"] / most if most else None, 1.7),
+        ("gemm_peak_fraction", gemm["fraction_best"], 0.60),
+        ("cold_start_vs_transformers_pipeline", engines["pytorch"]["cold_start_s"] / ours["cold_start_s"], 15),
+        ("peak_rss_mb", ours["peak_rss_mb"], 120),
+        ("million_rss_growth_mb", million["rss_growth_mb"] if million else None, 2),
+    ]
+    found = []
+    for name, value, needed in measured:
+        at_most = name.endswith("_mb")
+        met = value is not None and (value <= needed if at_most else value >= needed)
+        # More than the whole peak means that the peak was measured on a busy machine.
+        if name == "gemm_peak_fraction" and value > 1:
+            met = False
+        found.append({"target": name, "measured": value, "needs": needed, "at_most": at_most, "met": met})
+    return found
+
+
+def target_line(target: dict) -> str:
+    """One target as a line of text."""
+    value = "nothing" if target["measured"] is None else f"{target['measured']:.3g}"
+    needed = f"{'<=' if target['at_most'] else ''}{target['needs']:g}"
+    return f"target: {target['target']} measured {value} needs {needed} {'ok' if target['met'] else 'short'}"

@@ -1,0 +1,392 @@
+"""A model folder labels texts as PyTorch does, from any thread, says what is wrong with it, and needs no PyTorch."""
+
+import hashlib
+import json
+import os
+import random
+import select
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from conftest import ROOT, WORDS, make_encoder, make_tokenizer
+from transformers import AutoModelForSequenceClassification
+
+from utils.cli import UserError
+from utils.onnx_graph import build_graph
+from utils.runtime import Predictor
+
+LABELS = ["bad", "así así", "good"]
+N_CTX = 16
+FILES = {"bert": ["model.onnx", "model.unpadded.onnx", "model.weights", "tokenizer.json"]}
+FILES["distilbert"] = ["model.onnx", "tokenizer.json"]
+TEXTS = ["a good film", "", "the movie was very dull", "a good film", ("the plot", "it is bad"), "great " * 40]
+TEXTS += [("a film " * 20, "fine"), ("", "bad"), "A GREAT cast ! unknown", ("good", "great " * 40), "film"]
+
+
+class Reference:
+    """A model folder, and PyTorch's probabilities of the same model."""
+
+    def __init__(self, folder: Path, family: str):
+        self.folder = folder / "model"
+        self.tokenizer = make_tokenizer()
+        encoder = make_encoder(folder / "encoder", family, self.tokenizer)
+        self.model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=len(LABELS)).eval()
+        self.model.config.id2label = dict(enumerate(LABELS))
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+        self.model.config.save_pretrained(self.folder)
+        self.tokenizer.save_pretrained(self.folder)
+        onnx.save(build_graph(self.model), self.folder / "model.onnx")
+        if "model.unpadded.onnx" in FILES[family]:
+            onnx.save(
+                build_graph(self.model, masked=False), self.folder / "model.unpadded.onnx",
+                save_as_external_data=True, location="model.weights", size_threshold=1024,
+            )  # fmt: skip
+        seal(self.folder, FILES[family])
+
+    def probabilities(self, text: str | tuple[str, str]) -> list[float]:
+        texts = (text,) if isinstance(text, str) else text
+        types = self.model.config.model_type == "bert"
+        batch = self.tokenizer(
+            *texts, truncation=True, max_length=N_CTX, return_tensors="pt", return_token_type_ids=types
+        )
+        with torch.inference_mode():
+            return self.model(**batch).logits.softmax(-1)[0].tolist()
+
+
+def seal(folder: Path, files: list[str]) -> None:
+    """Write the hashes of `files` into config.json, as quantize.py does."""
+    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+    change_config(folder, fastformers={"n_ctx": N_CTX, "files": hashes})
+
+
+def change_config(folder: Path, **keys: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | keys))
+
+
+@pytest.fixture(scope="module", params=sorted(FILES))
+def reference(request, tmp_path_factory) -> Reference:
+    """BERT with a graph of its own for rows without padding; DistilBERT, which has no token types, without one."""
+    return Reference(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Reference:
+    return Reference(tmp_path_factory.mktemp("bert"), "bert")
+
+
+@pytest.fixture
+def copy(bert, tmp_path) -> Path:
+    """A model folder to spoil."""
+    return shutil.copytree(bert.folder, tmp_path / "copy")
+
+
+def expect(prediction, probabilities: list[float]) -> None:
+    assert list(prediction.probabilities) == LABELS
+    assert list(prediction.probabilities.values()) == pytest.approx(probabilities, abs=1e-5)
+    assert prediction.label == LABELS[probabilities.index(max(probabilities))]
+
+
+def random_texts(count: int) -> list[str]:
+    generator = random.Random(0)
+    return [" ".join(generator.choices(WORDS, k=generator.randint(0, 20))) for _ in range(count)]
+
+
+def test_the_labels_differ(reference):
+    predictions = Predictor(reference.folder, 1).predict_batch(random_texts(200))
+    assert len({prediction.label for prediction in predictions}) > 1
+
+
+def test_single_texts_and_pairs(reference):
+    predictor = Predictor(reference.folder, num_threads=1)
+    for text in TEXTS:
+        texts = (text,) if isinstance(text, str) else text
+        expect(predictor.predict(*texts), reference.probabilities(text))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_batches_keep_the_order(reference, batch_size):
+    # More than one pool of batches, each text twice.
+    texts = (TEXTS + random_texts(120)) * 2
+    predictions = Predictor(str(reference.folder)).predict_batch(texts, batch_size)
+    assert len(predictions) == len(texts)
+    for text, prediction in zip(texts, predictions, strict=True):
+        expect(prediction, reference.probabilities(text))
+
+
+def test_batches_hold_rows_of_one_length(reference, monkeypatch):
+    predictor = Predictor(reference.folder, 1)
+    shapes, logits = [], predictor.logits
+
+    def spy(rows):
+        shapes.append((len(rows), {len(ids) for ids, _ in rows}))
+        return logits(rows)
+
+    monkeypatch.setattr(predictor, "logits", spy)
+    predictor.predict_batch(["good"] * 5 + ["a film"] * 3, batch_size=4)
+    assert shapes == [(4, {3}), (1, {3}), (3, {4})]
+
+
+def test_other_sequences(bert):
+    predictor = Predictor(bert.folder, 1)
+    assert predictor.predict_batch([]) == []
+    assert [p.label for p in predictor.predict_batch(("good", "bad"))] == [
+        predictor.predict("good").label, predictor.predict("bad").label
+    ]  # fmt: skip
+
+
+def test_truncates_at_n_ctx(bert):
+    predictor = Predictor(bert.folder, 1)
+    cut = " ".join(["good"] * (N_CTX - 2))
+    assert predictor.predict(cut + " bad bad bad") == predictor.predict(cut)
+    assert predictor.predict(cut[:-5] + " bad") != predictor.predict(cut)
+
+
+@pytest.mark.parametrize("n_ctx", [N_CTX, N_CTX - 1])
+def test_truncates_as_preprocessing_does(bert, copy, n_ctx):
+    change_config(copy, fastformers=json.loads((copy / "config.json").read_text())["fastformers"] | {"n_ctx": n_ctx})
+    texts = [("good " * i, "bad " * j) for i in range(18) for j in range(18)] + ["film " * i for i in range(18)]
+    backend = bert.tokenizer.backend_tokenizer
+    backend.enable_truncation(n_ctx)
+    encodings = backend.encode_batch(texts)
+    assert Predictor(copy, 1).encode(texts) == [(encoding.ids, encoding.type_ids) for encoding in encodings]
+
+
+def test_threads_share_one_predictor(reference):
+    predictor = Predictor(reference.folder, num_threads=1)
+    texts = random_texts(400)
+    expected = [predictor.predict(text).label for text in texts]
+    with ThreadPoolExecutor(8) as pool:
+        assert [prediction.label for prediction in pool.map(predictor.predict, texts)] == expected
+        batches = list(pool.map(predictor.predict_batch, [texts] * 8))
+    assert all([prediction.label for prediction in batch] == expected for batch in batches)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "good " * 20_000, "g" * 100_000, "\U0001f642 good", "go\0od", "\0", "[SEP] [PAD]"]
+)
+def test_odd_texts_get_a_label(reference, text, capfd):
+    predictor = Predictor(reference.folder, 1)
+    assert predictor.predict(text).label in LABELS
+    assert [prediction.label in LABELS for prediction in predictor.predict_batch([text, (text, text)])] == [True] * 2
+    assert capfd.readouterr() == ("", "")
+
+
+BAD_TEXTS = [None, 5, b"good", ["a", "b"], ("a",), ("a", "b", "c"), (), ("a", None), "\ud800", ("a", "x\udfff")]
+
+
+@pytest.mark.parametrize("text", BAD_TEXTS, ids=ascii)
+def test_bad_texts(bert, text):
+    predictor = Predictor(bert.folder, 1)
+    with pytest.raises(ValueError, match="^text 1 .*: (give a str|decode)"):
+        predictor.predict(text)
+    with pytest.raises(ValueError, match="^text 2 .*: (give a str|decode)"):
+        predictor.predict_batch(["good", text])
+    assert predictor.predict("good").label in LABELS
+
+
+@pytest.mark.parametrize("pair", [5, b"b", ("b",), "\ud800"], ids=ascii)
+def test_bad_second_text(bert, pair):
+    with pytest.raises(ValueError, match="^text 1 "):
+        Predictor(bert.folder, 1).predict("good", pair)
+
+
+@pytest.mark.parametrize("texts", ["good", b"good", None, 5, {"good"}, iter(["good"])], ids=lambda x: type(x).__name__)
+def test_a_batch_that_is_no_list(bert, texts):
+    with pytest.raises(ValueError, match="give a list"):
+        Predictor(bert.folder, 1).predict_batch(texts)
+
+
+def test_bad_numbers(bert):
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        Predictor(bert.folder, 1).predict_batch(["good"], batch_size=0)
+    with pytest.raises(ValueError, match="num_threads is -1"):
+        Predictor(bert.folder, -1)
+
+
+@pytest.mark.parametrize("spoil", ["missing", "empty", "truncated", "flipped"])
+@pytest.mark.parametrize("name", FILES["bert"])
+def test_damaged_files(copy, name, spoil):
+    path = copy / name
+    content = bytearray(path.read_bytes())
+    if spoil == "missing":
+        path.unlink()
+    elif spoil == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[: len(content) // 2 if spoil == "truncated" else 0])
+    with pytest.raises(UserError, match=f"{name} .*: write it again with quantize.py$"):
+        Predictor(copy, 1)
+
+
+def test_tokenizer_of_another_model(copy):
+    make_tokenizer(cls="<s>", sep="</s>", pad="<pad>").save_pretrained(copy)
+    with pytest.raises(UserError, match="tokenizer.json is damaged or of another model"):
+        Predictor(copy, 1)
+
+
+@pytest.mark.parametrize("name", ["model.unpadded.onnx", "tokenizer.json"])
+def test_unusable_files_with_the_right_hash(copy, name):
+    (copy / name).write_text("no such thing")
+    seal(copy, FILES["bert"])
+    with pytest.raises(UserError, match=f"{name} is not a usable .*quantize.py$"):
+        Predictor(copy, 1)
+
+
+def test_an_unlisted_graph_is_not_opened(copy):
+    # Left behind by an older export: nothing vouches for it.
+    (copy / "model.unpadded.onnx").write_text("old")
+    seal(copy, ["model.onnx", "tokenizer.json"])
+    assert Predictor(copy, 1).predict("good").label in LABELS
+
+
+@pytest.mark.parametrize(
+    ("keys", "part"),
+    [
+        ({"id2label": {"0": "bad", "2": "good"}}, "id2label must name every id"),
+        ({"id2label": {"0": "bad", "1": "bad", "2": "good"}}, "id2label must name every id"),
+        ({"id2label": {"0": "bad", "1": None, "2": "good"}}, "id2label must name every id"),
+        ({"id2label": {}}, "id2label must name every id"),
+        ({"id2label": ["bad", "good"]}, "id2label must name every id"),
+        ({"id2label": {"0": "bad", "1": "good"}}, "2 labels but model.unpadded.onnx gives 3 logits"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c", "3": "d"}}, "4 labels but model.unpadded.onnx gives 3 logits"),
+        ({"fastformers": None}, "must list model.onnx and tokenizer.json"),
+        ({"fastformers": {"n_ctx": 16, "files": {"model.onnx": "0"}}}, "must list model.onnx and tokenizer.json"),
+        ({"fastformers": {"n_ctx": 65, "files": {"model.onnx": "0", "tokenizer.json": "0"}}}, "n_ctx is 65"),
+        ({"fastformers": {"n_ctx": "16", "files": {"model.onnx": "0", "tokenizer.json": "0"}}}, "n_ctx is '16'"),
+    ],
+)
+def test_spoiled_config(copy, keys, part):
+    change_config(copy, **keys)
+    with pytest.raises(UserError, match=f"config.json.*{part}.*quantize.py$"):
+        Predictor(copy, 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe"])
+def test_damaged_config(copy, content):
+    (copy / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match="config.json .*quantize.py"):
+        Predictor(copy, 1)
+
+
+def test_folders_that_quantize_did_not_write(made, tmp_path, bert):
+    for folder in (tmp_path / "nowhere", tmp_path, made["bert"] / "encoder", bert.folder / "model.onnx"):
+        with pytest.raises(UserError, match="config.json .*: name a folder that quantize.py --output_dir wrote"):
+            Predictor(folder, 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
+def test_memory_stays_flat(reference):
+    predictor = Predictor(reference.folder, num_threads=1)
+
+    def resident_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    texts = random_texts(2_500)
+    for text in texts[:500]:
+        predictor.predict(text)
+    predictor.predict_batch(texts[:500])
+    before = resident_mb()
+    for text in texts[500:]:
+        predictor.predict(text)
+    predictor.predict_batch(texts[500:])
+    assert resident_mb() - before < 5
+
+
+def predict_py(*arguments: object, text: bytes = b"") -> subprocess.CompletedProcess:
+    """predict.py in a process of its own, `text` on its standard input."""
+    command = [sys.executable, str(ROOT / "predict.py"), *map(str, arguments)]
+    return subprocess.run(command, input=text, capture_output=True, check=False)
+
+
+def test_tsv(bert):
+    # A BOM, either line end, an empty line, spaces around, none at the end.
+    text = "\ufeffa good film\r\n\nthe plot \t it is bad\n  film  \ndull".encode()
+    done = predict_py(bert.folder, text=text)
+    assert (done.returncode, done.stderr) == (0, b"")
+    rows = [line.split("\t") for line in done.stdout.decode().splitlines()]
+    assert len(rows) == 5
+    for row, read in zip(rows, ["a good film", "", ("the plot", "it is bad"), "film", "dull"], strict=True):
+        expected = bert.probabilities(read)
+        assert row[0] == LABELS[expected.index(max(expected))]
+        assert float(row[1]) == pytest.approx(max(expected), abs=1e-5)
+
+
+def test_jsonl_of_a_file_in_batches(bert, tmp_path):
+    texts = random_texts(20)
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    done = predict_py(bert.folder, f"--input={tmp_path / 'texts.txt'}", "--format=jsonl", "--batch_size=8")
+    assert (done.returncode, done.stderr) == (0, b"")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [sorted(row) for row in rows] == [["label", "probabilities"]] * 20
+    for row, text in zip(rows, texts, strict=True):
+        assert list(row["probabilities"].values()) == pytest.approx(bert.probabilities(text), abs=1e-5)
+        assert row["probabilities"][row["label"]] == max(row["probabilities"].values())
+    assert "así así" in done.stdout.decode()
+
+
+def test_no_input_no_output(bert):
+    done = predict_py(bert.folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_needs_neither_torch_nor_transformers(bert):
+    code = (
+        "import runpy, sys; runpy.run_path('predict.py', run_name='__main__'); "
+        "print(*{'torch', 'transformers', 'onnx', 'datasets', 'huggingface_hub'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(bert.folder)], cwd=ROOT, input=b"good\n", capture_output=True, check=False
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"\n")
+
+
+def test_a_line_is_answered_before_the_next(bert):
+    command = [sys.executable, str(ROOT / "predict.py"), str(bert.folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        for line in (b"a good film\n", b"bad\n"):
+            process.stdin.write(line)
+            assert select.select([process.stdout], [], [], 60)[0], "no answer"
+            assert process.stdout.readline().count(b"\t") == 1
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+def test_a_reader_that_stops(bert, tmp_path):
+    (tmp_path / "texts.txt").write_text("good\n" * 5_000)
+    command = [sys.executable, str(ROOT / "predict.py"), str(bert.folder), f"--input={tmp_path / 'texts.txt'}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(60)) == (b"", 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"good\ncaf\xe9\n", ["texts.txt, line 2", "UTF-8"]),
+        (b"good\nfilm\na\tb\tc\n", ["texts.txt, line 3", "3 columns"]),
+        (None, ["texts.txt cannot be read", "--input"]),
+    ],
+)
+def test_bad_input_of_the_script(script, bert, tmp_path, content, parts):
+    if content is not None:
+        (tmp_path / "texts.txt").write_bytes(content)
+    code, stderr = script("predict", bert.folder, "--input=texts.txt")
+    assert code == 2 and stderr.startswith("predict.py: error: ") and stderr.count("\n") == 1
+    assert all(part in stderr for part in parts), stderr
+
+
+def test_bad_folder_of_the_script(script, tmp_path):
+    (tmp_path / "texts.txt").write_text("good\n")
+    code, stderr = script("predict", tmp_path, "--input=texts.txt")
+    assert code == 2 and stderr.count("\n") == 1 and "config.json" in stderr
