@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from utils.checkpoint import tokenizer_fingerprint
 from utils.cli import UserError
 from utils.files import atomic_file, atomic_folder, write_json
+from utils.runtime import tokenize
 
 datasets.disable_progress_bars()
 
@@ -221,13 +222,13 @@ def _tokenized_batches(
 ) -> Iterator[pa.RecordBatch]:
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
-    backend.enable_truncation(n_ctx)
+    backend.no_truncation()
     label_ids = {label: i for i, label in enumerate(labels)}
     while chunk := list(itertools.islice(rows, 10_000)):
-        encodings = backend.encode_batch([texts if len(texts) == 2 else texts[0] for texts, _ in chunk])
+        encoded = tokenize(backend, [texts if len(texts) == 2 else texts[0] for texts, _ in chunk], n_ctx)
         columns = [
-            [encoding.ids for encoding in encodings],
-            [encoding.type_ids for encoding in encodings],
+            [ids for ids, _ in encoded],
+            [types for _, types in encoded],
             [label_ids[label] for _, label in chunk],
         ]
         yield pa.record_batch(columns, schema=SCHEMA)

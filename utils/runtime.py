@@ -23,7 +23,7 @@ NOT_ONE = "name a folder that quantize.py --output_dir wrote"
 POOL_BATCHES = 64
 
 Text = str | tuple[str, str]
-# Token ids and, where the graph takes them, token type ids: each [tokens].
+# Token ids and token type ids: each [tokens].
 Row = tuple[list[int], list[int]]
 
 
@@ -121,14 +121,7 @@ class Predictor:
         return self._session.run(["logits"], feed)[0]
 
     def _encode(self, texts: list[Text]) -> list[Row]:
-        rows = []
-        for encoding in self._tokenizer.encode_batch_fast(texts):
-            ids, types = encoding.ids, encoding.type_ids if self._takes_types else []
-            if len(ids) > self._n_ctx:
-                kept = _kept_tokens(encoding.sequence_ids, self._n_ctx)
-                ids, types = [ids[i] for i in kept], [types[i] for i in kept] if types else []
-            rows.append((ids, types))
-        return rows
+        return tokenize(self._tokenizer, texts, self._n_ctx)
 
     def _label(self, rows: list[Row]) -> list[Prediction]:
         logits = self.logits(rows)
@@ -232,7 +225,24 @@ def _load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _kept_tokens(sequence_ids: list[int | None], n_ctx: int) -> list[int]:
+def tokenize(tokenizer: Tokenizer, texts: list[Text], n_ctx: int) -> list[Row]:
+    """Tokenize texts and pairs, each at its own length, truncated to n_ctx tokens, the longer text of a pair first.
+
+    Args:
+        tokenizer: without padding, and without its own truncation, which keeps every combination of a pair's parts that
+            are cut off: its memory grows with the square of the texts' length.
+    """
+    rows = []
+    for encoding in tokenizer.encode_batch_fast(texts):
+        ids, types = encoding.ids, encoding.type_ids
+        if len(ids) > n_ctx:
+            kept = kept_tokens(encoding.sequence_ids, n_ctx)
+            ids, types = [ids[i] for i in kept], [types[i] for i in kept]
+        rows.append((ids, types))
+    return rows
+
+
+def kept_tokens(sequence_ids: list[int | None], n_ctx: int) -> list[int]:
     """Positions that remain of a longer row, as tokenizers truncates by default: the longer text of a pair first.
 
     Args:
