@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--num_threads", type=positive_int, default=2, help="CPU threads of every engine")
     parser.add_argument("--num_processes", type=positive_int, default=5, help="fresh processes of each engine")
-    parser.add_argument("--num_rows", type=positive_int, help="rows of test.txt; default: all")
+    parser.add_argument("--num_rows", type=positive_int, help="rows of test.txt that are timed; default: all")
     parser.add_argument("--seed", type=int, default=0, help="seed of the engines' order")
     parser.add_argument("--million", action="store_true", help="measure a million predictions in one process, too")
     parser.add_argument("--quick", action="store_true", help="a smoke run: 50 rows, 1 process, one cold start")
@@ -174,6 +174,8 @@ def summarise(setup: Setup, found: dict[str, list], checkpoint: str) -> dict:
         engines[engine] = {
             **latency_results([measured["latencies"][engine] for measured in found["round"]]),
             "throughput": throughput_results([measured["throughput"][engine] for measured in found["round"]]),
+            "accuracy": found["memory"][0][engine]["right"] / found["memory"][0][engine]["num_rows"],
+            "num_correct": found["memory"][0][engine]["right"],
             "disk_mb": model.num_bytes / 1e6,
             "peak_rss_mb": found["memory"][0][engine]["peak_rss_mb"],
             "cold_start_s": statistics.median(seconds[engine] for seconds in found["cold"]),

@@ -43,7 +43,8 @@ class Setup:
 
     work_dir: Path
     partial: Path
-    rows: Path
+    rows: Path  # those that are timed
+    all_rows: Path
     lengths: list[int]
     num_labels: int
     text: str
@@ -66,7 +67,8 @@ class Worker:
     def __init__(self, setup: Setup, engine: str, cpu: int | None = None, mode: str = "serve"):
         model = setup.models.get(engine, Model(Path(), sys.executable, 0))
         settings = {
-            "mode": mode, "engine": engine, "path": str(model.path), "rows": str(setup.rows), "n_ctx": setup.n_ctx,
+            "mode": mode, "engine": engine, "path": str(model.path), "n_ctx": setup.n_ctx,
+            "rows": str(setup.rows if mode == "serve" else setup.all_rows),
             "num_threads": setup.num_threads if cpu is None else 1, "cpus": setup.cpus if cpu is None else [cpu],
             "text": setup.text, "num_predictions": setup.num_predictions,
         }  # fmt: skip
@@ -147,15 +149,16 @@ def prepare(args: argparse.Namespace) -> Setup:
     tokenizer.enable_truncation(n_ctx)
     args.work_dir.mkdir(parents=True, exist_ok=True)
     kind = "quick" if args.quick else "full"
-    test = tokenized_rows(Path(args.data_dir) / "test.txt", tokenizer, label_ids)[: args.num_rows]
+    every = tokenized_rows(Path(args.data_dir) / "test.txt", tokenizer, label_ids)
+    test = every[: args.num_rows]
     train = tokenized_rows(Path(args.data_dir) / "train.txt", tokenizer, label_ids)
     calibration = random.Random(args.seed).sample(train, min(CALIBRATION_ROWS, len(train)))
-    for name, rows in ((f"test-{kind}", test), ("calibration", calibration)):
+    for name, rows in ((f"test-{kind}", test), ("test", every), ("calibration", calibration)):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (args.work_dir / f"{name}.jsonl").write_text(text, encoding="utf-8")
     return Setup(
         work_dir=args.work_dir.resolve(), partial=(args.work_dir / f"partial-{kind}").resolve(),
-        rows=(args.work_dir / f"test-{kind}.jsonl").resolve(),
+        rows=(args.work_dir / f"test-{kind}.jsonl").resolve(), all_rows=(args.work_dir / "test.jsonl").resolve(),
         lengths=[len(row["input_ids"]) for row in test], num_labels=len(label_ids), text=test[0]["text"], n_ctx=n_ctx,
         num_threads=args.num_threads, cpus=sorted(os.sched_getaffinity(0))[: args.num_threads], seed=args.seed,
         num_predictions=20_000 if args.quick else NUM_PREDICTIONS,

@@ -56,9 +56,6 @@ def latency_results(rounds: list[dict]) -> dict:
             "p99_ms": float(np.percentile(pooled, 99)),
             "p50_ms_of_processes": [float(np.percentile(measured[path], 50)) for measured in rounds],
         }
-    num_rows = len(rounds[0]["text"])
-    found["accuracy"] = rounds[0]["right"] / num_rows
-    found["num_correct"] = rounds[0]["right"]
     # The three paths must agree, or a path measures something else.
     counts = ("right_graph", "right", "right_by_hand")
     found["num_correct_by_path"] = {path: rounds[0][name] for path, name in zip(PATHS, counts, strict=True)}
