@@ -38,8 +38,8 @@ from utils.files import write_json
 from utils.machine import describe_machine
 
 ROWS_A_TURN = 50
-BATCH_SIZES = (1, 8, 32)
-COLD_STARTS = 5
+BATCH_SIZES = (8, 32)
+COLD_STARTS = 3
 
 
 def parse_args() -> argparse.Namespace:
@@ -182,9 +182,14 @@ def summarise(setup: Setup, found: dict[str, list], checkpoint: str) -> dict:
             "versions": found["round"][0]["versions"][engine],
         }
     layers = layer_shapes(checkpoint)
-    macs = np.array([count_macs(layers, setup.num_labels, length) for length in setup.lengths])
+    macs, all_macs = (
+        np.array([count_macs(layers, setup.num_labels, length) for length in lengths])
+        for lengths in (setup.lengths, setup.all_lengths)
+    )
     ours = [measured["latencies"][OURS] for measured in found["round"]]
-    gemm = gemm_results([measured["gemm"] for measured in found["round"]], engines[OURS]["throughput"], ours, macs)
+    gemm = gemm_results(
+        [measured["gemm"] for measured in found["round"]], engines[OURS]["throughput"], ours, macs, all_macs
+    )
     million = million_results(found["million"][0]) if found["million"] else None
     return {
         "engines": engines,

@@ -46,6 +46,7 @@ class Setup:
     rows: Path  # those that are timed
     all_rows: Path
     lengths: list[int]
+    all_lengths: list[int]
     num_labels: int
     text: str
     n_ctx: int
@@ -68,7 +69,7 @@ class Worker:
         model = setup.models.get(engine, Model(Path(), sys.executable, 0))
         settings = {
             "mode": mode, "engine": engine, "path": str(model.path), "n_ctx": setup.n_ctx,
-            "rows": str(setup.rows if mode == "serve" else setup.all_rows),
+            "rows": str(setup.rows), "all_rows": str(setup.all_rows),
             "num_threads": setup.num_threads if cpu is None else 1, "cpus": setup.cpus if cpu is None else [cpu],
             "text": setup.text, "num_predictions": setup.num_predictions,
         }  # fmt: skip
@@ -159,7 +160,7 @@ def prepare(args: argparse.Namespace) -> Setup:
     return Setup(
         work_dir=args.work_dir.resolve(), partial=(args.work_dir / f"partial-{kind}").resolve(),
         rows=(args.work_dir / f"test-{kind}.jsonl").resolve(), all_rows=(args.work_dir / "test.jsonl").resolve(),
-        lengths=[len(row["input_ids"]) for row in test], num_labels=len(label_ids), text=test[0]["text"], n_ctx=n_ctx,
+        lengths=[len(row["input_ids"]) for row in test], all_lengths=[len(row["input_ids"]) for row in every], num_labels=len(label_ids), text=test[0]["text"], n_ctx=n_ctx,
         num_threads=args.num_threads, cpus=sorted(os.sched_getaffinity(0))[: args.num_threads], seed=args.seed,
         num_predictions=20_000 if args.quick else NUM_PREDICTIONS,
     )  # fmt: skip

@@ -81,14 +81,14 @@ def throughput_results(rounds: list[dict]) -> dict:
     }
 
 
-def gemm_results(rounds: list[dict], ours: dict, latencies: list[dict], macs: np.ndarray) -> dict:
+def gemm_results(rounds: list[dict], ours: dict, latencies: list[dict], macs: np.ndarray, all_macs: np.ndarray) -> dict:
     """The int8 peak of this machine in operations a second, and what share of it ours_int8 reaches.
 
     Args:
         rounds: {"1x2": {matrix shape: rate}}, the instances' rates added up.
         ours: ours_int8's throughput results.
         latencies: ours_int8's latencies, a process each.
-        macs: of every row, without padding.
+        macs, all_macs: of every timed row and of every row, without padding.
     """
     rates = {
         f"{shape}, {matrix}": max(measured[shape][matrix] for measured in rounds)
@@ -102,7 +102,7 @@ def gemm_results(rounds: list[dict], ours: dict, latencies: list[dict], macs: np
         "at": max(rates, key=rates.get),
         "all": rates,
         "fraction_batch_1": float(2 * macs.sum() / (row_ms.sum() / 1000) / peak),
-        "fraction_best": float(2 * macs.mean() * ours["graph"]["per_s"] / peak),
+        "fraction_best": float(2 * all_macs.mean() * ours["graph"]["per_s"] / peak),
         "best_at": ours["graph"]["at"],
     }
 

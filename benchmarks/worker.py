@@ -99,12 +99,13 @@ def serve(settings: dict, answer) -> None:
     from benchmarks.backends import read_rows
 
     backend = open_model(settings)
-    rows = read_rows(settings["rows"])
+    timed, every = read_rows(settings["rows"]), read_rows(settings["all_rows"])
     answer({"versions": versions()})
-    commands = {"latencies": latencies, "throughput": throughput}
+    commands = {"latencies": (latencies, timed), "throughput": (throughput, every)}
     for line in sys.stdin:
         command = json.loads(line)
-        answer(commands[command.pop("command")](backend, rows, **command))
+        measure, rows = commands[command.pop("command")]
+        answer(measure(backend, rows, **command))
 
 
 def once(settings: dict, answer) -> None:
@@ -116,7 +117,7 @@ def memory(settings: dict, answer) -> None:
     """The most memory that a fresh process takes to load the model and to label every row, one by one."""
     backend = open_model(settings)
     num_rows = right = 0
-    with open(settings["rows"], encoding="utf-8") as file:
+    with open(settings["all_rows"], encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
             right += backend.text(row["text"]) == row["label"]
@@ -127,7 +128,7 @@ def memory(settings: dict, answer) -> None:
 def million(settings: dict, answer) -> None:
     """Memory over very many predictions in one process."""
     backend = open_model(settings)
-    with open(settings["rows"], encoding="utf-8") as file:
+    with open(settings["all_rows"], encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file]
     total = settings["num_predictions"]
     start = time.perf_counter()

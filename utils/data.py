@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from utils.checkpoint import tokenizer_fingerprint
 from utils.cli import UserError
 from utils.files import atomic_file, atomic_folder, write_json
-from utils.runtime import tokenize
+from utils.runtime import prepare_tokenizer, tokenize
 
 datasets.disable_progress_bars()
 
@@ -220,12 +220,10 @@ def shuffled_batches(row_lengths: np.ndarray, batch_size: int, seed: int) -> lis
 def _tokenized_batches(
     rows: Iterator[tuple[tuple[str, ...], str]], tokenizer: PreTrainedTokenizerFast, labels: list[str], n_ctx: int
 ) -> Iterator[pa.RecordBatch]:
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
+    prepared = prepare_tokenizer(tokenizer.backend_tokenizer)
     label_ids = {label: i for i, label in enumerate(labels)}
     while chunk := list(itertools.islice(rows, 10_000)):
-        encoded = tokenize(backend, [texts if len(texts) == 2 else texts[0] for texts, _ in chunk], n_ctx)
+        encoded = tokenize(prepared, [texts if len(texts) == 2 else texts[0] for texts, _ in chunk], n_ctx)
         columns = [
             [ids for ids, _ in encoded],
             [types for _, types in encoded],

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
+from tokenizers.normalizers import BertNormalizer
 
 from utils.cli import UserError, first_line
 
@@ -61,7 +62,7 @@ class Predictor:
         self.labels, self._n_ctx, hashes = _read_config(folder / "config.json")
         for name, sha256 in hashes.items():
             _check_file(folder / name, sha256)
-        self._tokenizer = _load_tokenizer(folder / TOKENIZER)
+        self._tokenizers = prepare_tokenizer(_read_tokenizer(folder / TOKENIZER))
         graph = folder / (UNPADDED_GRAPH if UNPADDED_GRAPH in hashes else GRAPH)
         self._session = load_session(graph, num_threads or os.cpu_count() or 1)
         inputs = [node.name for node in self._session.get_inputs()]
@@ -108,7 +109,7 @@ class Predictor:
         """
         for number, text in enumerate(texts, start=1):
             _check_text(text, number)
-        return self._encode(texts)
+        return tokenize(self._tokenizers, texts, self._n_ctx)
 
     def logits(self, rows: list[Row]) -> np.ndarray:
         """Logits, float32 [rows, labels], of rows that have the same number of tokens."""
@@ -119,9 +120,6 @@ class Predictor:
         if self._takes_types:
             feed["token_type_ids"] = np.array([types for _, types in rows], dtype=np.int64)
         return self._session.run(["logits"], feed)[0]
-
-    def _encode(self, texts: list[Text]) -> list[Row]:
-        return tokenize(self._tokenizer, texts, self._n_ctx)
 
     def _label(self, rows: list[Row]) -> list[Prediction]:
         logits = self.logits(rows)
@@ -134,7 +132,7 @@ class Predictor:
         ]
 
     def _label_pool(self, texts: list[Text], batch_size: int) -> list[Prediction]:
-        rows = self._encode(texts)
+        rows = tokenize(self._tokenizers, texts, self._n_ctx)
         by_length: dict[int, list[int]] = {}
         for index, (ids, _) in enumerate(rows):
             by_length.setdefault(len(ids), []).append(index)
@@ -214,32 +212,78 @@ def _check_file(path: Path, sha256: str) -> None:
         raise UserError(f"{path} is damaged or of another model: {AGAIN}")
 
 
-def _load_tokenizer(path: Path) -> Tokenizer:
+def _read_tokenizer(path: Path) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises no narrower class
         raise UserError(f"{path} is not a usable tokenizer ({first_line(error)}): {AGAIN}") from error
-    tokenizer.no_padding()
-    # Of a pair it would keep every combination of the parts cut off: gigabytes for two long texts.
-    tokenizer.no_truncation()
-    return tokenizer
 
 
-def tokenize(tokenizer: Tokenizer, texts: list[Text], n_ctx: int) -> list[Row]:
-    """Tokenize texts and pairs, each at its own length, truncated to n_ctx tokens, the longer text of a pair first.
+class Tokenizers(NamedTuple):
+    """A tokenizer and, where it normalizes as BERT's does, one without that for texts which need `lower` at most."""
 
-    Args:
-        tokenizer: without padding, and without its own truncation, which keeps every combination of a pair's parts that
-            are cut off: its memory grows with the square of the texts' length.
+    whole: Tokenizer
+    plain: Tokenizer | None
+    lower: bool
+    added_tokens: list[str]
+
+
+def prepare_tokenizer(tokenizer: Tokenizer) -> Tokenizers:
+    """Turn off a tokenizer's padding and truncation, in place, for `tokenize`.
+
+    Truncating pairs, it would keep every combination of the parts cut off: its memory grows with the square of their
+    length. BERT's normalizer takes half of the time, and all that it does to printable ASCII is to lower its case.
     """
-    rows = []
-    for encoding in tokenizer.encode_batch_fast(texts):
-        ids, types = encoding.ids, encoding.type_ids
-        if len(ids) > n_ctx:
-            kept = kept_tokens(encoding.sequence_ids, n_ctx)
-            ids, types = [ids[i] for i in kept], [types[i] for i in kept]
-        rows.append((ids, types))
-    return rows
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    normalizer = tokenizer.normalizer
+    if not isinstance(normalizer, BertNormalizer):
+        return Tokenizers(tokenizer, None, False, [])
+    plain = Tokenizer(tokenizer.model)
+    plain.pre_tokenizer, plain.post_processor = tokenizer.pre_tokenizer, tokenizer.post_processor
+    added_tokens = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    return Tokenizers(tokenizer, plain, normalizer.lowercase, added_tokens)
+
+
+def tokenize(tokenizers: Tokenizers, texts: list[Text], n_ctx: int) -> list[Row]:
+    """Tokenize texts and pairs, each at its own length, truncated to n_ctx tokens, the longer text of a pair first."""
+    plain, whole = {}, {}
+    for i, text in enumerate(texts):
+        if _is_plain(text, tokenizers):
+            plain[i] = text.lower() if tokenizers.lower else text
+        else:
+            whole[i] = text
+    rows: dict[int, Row] = {}
+    for tokenizer, part in ((tokenizers.plain, plain), (tokenizers.whole, whole)):
+        if part:
+            for i, encoding in zip(part, _encodings(tokenizer, list(part.values())), strict=True):
+                rows[i] = _truncated(encoding, n_ctx)
+    return [rows[i] for i in range(len(texts))]
+
+
+def _is_plain(text: Text, tokenizers: Tokenizers) -> bool:
+    return (
+        tokenizers.plain is not None
+        and isinstance(text, str)
+        and text.isascii()
+        and text.isprintable()
+        and not any(token in text for token in tokenizers.added_tokens)
+    )
+
+
+def _encodings(tokenizer: Tokenizer, texts: list[Text]) -> list[Encoding]:
+    if len(texts) > 1:
+        return tokenizer.encode_batch_fast(texts)
+    # A single text should not wait for other threads to wake up.
+    return [tokenizer.encode(texts[0]) if isinstance(texts[0], str) else tokenizer.encode(*texts[0])]
+
+
+def _truncated(encoding: Encoding, n_ctx: int) -> Row:
+    ids, types = encoding.ids, encoding.type_ids
+    if len(ids) > n_ctx:
+        kept = kept_tokens(encoding.sequence_ids, n_ctx)
+        ids, types = [ids[i] for i in kept], [types[i] for i in kept]
+    return ids, types
 
 
 def kept_tokens(sequence_ids: list[int | None], n_ctx: int) -> list[int]:
