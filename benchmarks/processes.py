@@ -160,7 +160,8 @@ def prepare(args: argparse.Namespace) -> Setup:
     return Setup(
         work_dir=args.work_dir.resolve(), partial=(args.work_dir / f"partial-{kind}").resolve(),
         rows=(args.work_dir / f"test-{kind}.jsonl").resolve(), all_rows=(args.work_dir / "test.jsonl").resolve(),
-        lengths=[len(row["input_ids"]) for row in test], all_lengths=[len(row["input_ids"]) for row in every], num_labels=len(label_ids), text=test[0]["text"], n_ctx=n_ctx,
+        lengths=[len(row["input_ids"]) for row in test], all_lengths=[len(row["input_ids"]) for row in every],
+        num_labels=len(label_ids), text=test[0]["text"], n_ctx=n_ctx,
         num_threads=args.num_threads, cpus=sorted(os.sched_getaffinity(0))[: args.num_threads], seed=args.seed,
         num_predictions=20_000 if args.quick else NUM_PREDICTIONS,
     )  # fmt: skip
