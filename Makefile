@@ -80,7 +80,7 @@ $(RUN)/pruned.pt: $(RUN)/student.pt
 
 $(RUN)/pruned.int8.onnx: $(RUN)/pruned.pt
 	$(PYTHON) quantize.py $(COMMON) --bert_output_dir=$(RUN)/pruned --model_path=$< \
-		--onnx_path=$(RUN)/pruned.onnx --quantized_onnx_path=$@
+		--onnx_path=$(RUN)/pruned.onnx --quantized_onnx_path=$@ --output_dir=$(RUN)/model
 
 $(RUN)/report.json: $(RUN)/pruned.int8.onnx
 	$(PYTHON) report.py $(COMMON) --output_json=$@ \

@@ -20,7 +20,8 @@ from typing import BinaryIO
 
 from utils.arguments import positive_int, script_parser
 from utils.cli import UserError, run
-from utils.runtime import Prediction, Predictor, Text
+from utils.runtime import Prediction, Predictor
+from utils.tokenization import Text
 
 
 def parse_args() -> argparse.Namespace:

@@ -15,12 +15,11 @@ import onnx
 import pytest
 import torch
 from conftest import ROOT, WORDS, make_encoder, make_tokenizer
-from tokenizers import BertWordPieceTokenizer, Tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from utils.cli import UserError
 from utils.onnx_graph import build_graph
-from utils.runtime import Predictor, prepare_tokenizer, tokenize
+from utils.runtime import Predictor
 
 LABELS = ["bad", "así así", "good"]
 N_CTX = 16
@@ -149,16 +148,6 @@ def test_truncates_at_n_ctx(bert):
     cut = " ".join(["good"] * (N_CTX - 2))
     assert predictor.predict(cut + " bad bad bad") == predictor.predict(cut)
     assert predictor.predict(cut[:-5] + " bad") != predictor.predict(cut)
-
-
-@pytest.mark.parametrize("n_ctx", [N_CTX, N_CTX - 1])
-def test_truncates_as_preprocessing_does(bert, copy, n_ctx):
-    change_config(copy, fastformers=json.loads((copy / "config.json").read_text())["fastformers"] | {"n_ctx": n_ctx})
-    texts = [("good " * i, "bad " * j) for i in range(18) for j in range(18)] + ["film " * i for i in range(18)]
-    backend = bert.tokenizer.backend_tokenizer
-    backend.enable_truncation(n_ctx)
-    encodings = backend.encode_batch(texts)
-    assert Predictor(copy, 1).encode(texts) == [(encoding.ids, encoding.type_ids) for encoding in encodings]
 
 
 def test_threads_share_one_predictor(reference):
@@ -391,22 +380,3 @@ def test_bad_folder_of_the_script(script, tmp_path):
     (tmp_path / "texts.txt").write_text("good\n")
     code, stderr = script("predict", tmp_path, "--input=texts.txt")
     assert code == 2 and stderr.count("\n") == 1 and "config.json" in stderr
-
-
-def test_plain_texts_are_tokenized_as_all_others():
-    """With BERT's own kind of tokenizer, cased or not: nothing that takes the short way may differ."""
-    characters = [chr(code) for code in range(128)] + ["é", "İ", "ß", "\u0301", "中", "\u200b", "🙂"]
-    pieces = [*WORDS, "Film", "[CLS]", "[SEP]", "[MASK]", " ", "  ", "\t", "don't", "##a", "[", "a_b"]
-    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
-    for token in [*WORDS, *characters, *(f"##{character}" for character in characters)]:
-        vocabulary.setdefault(token, len(vocabulary))
-    generator = random.Random(0)
-    texts = ["".join(generator.choices(pieces + characters, k=generator.randint(0, 12))) for _ in range(2000)]
-    texts += [" ".join(generator.choices(WORDS, k=5)).title() for _ in range(100)]
-    for lowercase in (True, False):
-        tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=lowercase)._tokenizer
-        prepared = prepare_tokenizer(Tokenizer.from_str(tokenizer.to_str()))
-        assert prepared.plain is not None
-        expected = [(encoding.ids, encoding.type_ids) for encoding in tokenizer.encode_batch(texts)]
-        assert tokenize(prepared, texts, 10_000) == expected
-        assert [tokenize(prepared, [text], 10_000)[0] for text in texts[:200]] == expected[:200]

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from utils.checkpoint import tokenizer_fingerprint
 from utils.cli import UserError
 from utils.files import atomic_file, atomic_folder, write_json
-from utils.runtime import prepare_tokenizer, tokenize
+from utils.tokenization import prepare_tokenizer, tokenize
 
 datasets.disable_progress_bars()
 
