@@ -72,13 +72,11 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def measure_round(setup: Setup, number: int) -> dict:
-    """Latency of every row in every engine, taking turns, and throughput; with fresh processes."""
+def measure_latency(setup: Setup, number: int) -> dict:
+    """Latency of every timed row in every engine, taking turns; with fresh processes."""
     order = random.Random(setup.seed * 1000 + number)
     engines = list(setup.models)
     latencies = {engine: {} for engine in engines}
-    throughput = {engine: {} for engine in engines}
-    one, many = f"1x{setup.num_threads}", f"{setup.num_threads}x1"
     with ExitStack() as stack:
         workers = {engine: stack.enter_context(Worker(setup, engine)) for engine in engines}
         for start in tqdm(range(0, setup.num_rows, ROWS_A_TURN), desc=f"latency, processes {number + 1}", disable=None):
@@ -88,16 +86,20 @@ def measure_round(setup: Setup, number: int) -> dict:
                 for key, value in measured.items():
                     # Lists of latencies and counts both add up.
                     latencies[engine][key] = latencies[engine][key] + value if start else value
-        for engine in tqdm(order.sample(engines, len(engines)), desc=f"throughput {one}", disable=None):
-            throughput[engine][one] = measure_throughput([workers[engine]])
-    for engine in tqdm(order.sample(engines, len(engines)), desc=f"throughput {many}", disable=None):
+    return {"latencies": latencies, "versions": {engine: setup.versions[engine] for engine in engines}}
+
+
+def measure_rates(setup: Setup, _: int) -> dict:
+    """Throughput of every engine over all rows, by one process and by one a CPU."""
+    throughput = {}
+    for engine in tqdm(setup.models, desc="throughput", disable=None):
+        with Worker(setup, engine) as worker:
+            one = measure_throughput([worker])
         with ExitStack() as stack:
-            workers = [stack.enter_context(Worker(setup, engine, cpu)) for cpu in setup.cpus]
-            throughput[engine][many] = measure_throughput(workers)
-    versions = {engine: setup.versions[engine] for engine in engines}
+            many = measure_throughput([stack.enter_context(Worker(setup, engine, cpu)) for cpu in setup.cpus])
+        throughput[engine] = {f"1x{setup.num_threads}": one, f"{setup.num_threads}x1": many}
     # In the same minutes as the engines, or a share of the peak would compare two different loads of the machine.
-    gemm = measure_gemm(setup)
-    return {"latencies": latencies, "throughput": throughput, "gemm": gemm, "versions": versions}
+    return {"throughput": throughput, "gemm": measure_gemm(setup)}
 
 
 def measure_throughput(workers: list[Worker]) -> dict:
@@ -147,7 +149,8 @@ def measure_million(setup: Setup, _: int) -> dict:
 def measure_all(setup: Setup, args: argparse.Namespace) -> dict[str, list]:
     """Every measurement, or what an earlier run kept of it: a list each, of its repetitions."""
     plan = [
-        ("round", measure_round, args.num_processes),
+        ("latency", measure_latency, args.num_processes),
+        ("throughput", measure_rates, 1),
         ("cold", measure_cold, 1 if args.quick else COLD_STARTS),
         ("memory", measure_memory, 1),
         ("million", measure_million, int(args.million)),
@@ -172,23 +175,23 @@ def summarise(setup: Setup, found: dict[str, list], checkpoint: str) -> dict:
     engines = {}
     for engine, model in setup.models.items():
         engines[engine] = {
-            **latency_results([measured["latencies"][engine] for measured in found["round"]]),
-            "throughput": throughput_results([measured["throughput"][engine] for measured in found["round"]]),
+            **latency_results([measured["latencies"][engine] for measured in found["latency"]]),
+            "throughput": throughput_results([measured["throughput"][engine] for measured in found["throughput"]]),
             "accuracy": found["memory"][0][engine]["right"] / found["memory"][0][engine]["num_rows"],
             "num_correct": found["memory"][0][engine]["right"],
             "disk_mb": model.num_bytes / 1e6,
             "peak_rss_mb": found["memory"][0][engine]["peak_rss_mb"],
             "cold_start_s": statistics.median(seconds[engine] for seconds in found["cold"]),
-            "versions": found["round"][0]["versions"][engine],
+            "versions": found["latency"][0]["versions"][engine],
         }
     layers = layer_shapes(checkpoint)
     macs, all_macs = (
         np.array([count_macs(layers, setup.num_labels, length) for length in lengths])
         for lengths in (setup.lengths, setup.all_lengths)
     )
-    ours = [measured["latencies"][OURS] for measured in found["round"]]
+    ours = [measured["latencies"][OURS] for measured in found["latency"]]
     gemm = gemm_results(
-        [measured["gemm"] for measured in found["round"]], engines[OURS]["throughput"], ours, macs, all_macs
+        [measured["gemm"] for measured in found["throughput"]], engines[OURS]["throughput"], ours, macs, all_macs
     )
     million = million_results(found["million"][0]) if found["million"] else None
     return {

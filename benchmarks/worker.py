@@ -100,6 +100,8 @@ def serve(settings: dict, answer) -> None:
 
     backend = open_model(settings)
     timed, every = read_rows(settings["rows"]), read_rows(settings["all_rows"])
+    if backend.fixed_length:
+        every = timed  # all rows take the same time, and a long one
     answer({"versions": versions()})
     commands = {"latencies": (latencies, timed), "throughput": (throughput, every)}
     for line in sys.stdin:

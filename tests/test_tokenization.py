@@ -48,4 +48,4 @@ def test_long_pairs_take_little_memory():
     """The tokenizer's own truncation would take gigabytes."""
     text = "good " * 20_000
     [(ids, types)] = tokenize(prepare_tokenizer(wordpiece(lowercase=True)), [(text, text)], 16)
-    assert len(ids) == 16 and sum(types) == 7
+    assert len(ids) == 16 and sum(types) == 8

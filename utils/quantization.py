@@ -35,16 +35,19 @@ class Recipe:
     int8_embeddings: bool = True
     fp32_parts: tuple[str, ...] = ()  # matrix products that stay fp32, by the end of their names
     tanh_gelu: bool = False  # GELU by its tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415): less work
+    fused_attention: bool = False  # the projection to query, key and value inside onnxruntime's QAttention
 
 
 FFN_OUTPUT = ("ffn_norm.negated.matmul",)  # its inputs have the widest range in BERT-like models
 
 CANDIDATES = {
     "dynamic, per channel": Recipe(),
-    "dynamic, per channel, tanh GELU": Recipe(tanh_gelu=True),
+    "dynamic, per channel, fused attention": Recipe(fused_attention=True),
+    "dynamic, per channel, fused attention, tanh GELU": Recipe(fused_attention=True, tanh_gelu=True),
     "dynamic, per channel, fp32 embeddings": Recipe(int8_embeddings=False),
-    "dynamic, per tensor": Recipe(per_channel=False),
+    "dynamic, per tensor, tanh GELU": Recipe(per_channel=False, tanh_gelu=True),
     "static, per channel": Recipe(static=True),
+    "static, per channel, fused attention, tanh GELU": Recipe(static=True, fused_attention=True, tanh_gelu=True),
     "static, per channel, fp32 FFN output": Recipe(static=True, fp32_parts=FFN_OUTPUT),
     "dynamic, per channel, fp32 FFN output": Recipe(fp32_parts=FFN_OUTPUT),
 }
@@ -130,31 +133,38 @@ class _Writer:
         self.weights[name] = numpy_helper.from_array(array, name)
         return name
 
+    def weight(self, name: str) -> list[str]:
+        """Round a weight [in, out]; returns the names of the int8 weight and of its scale."""
+        axis = 0 if self.recipe.per_channel else None
+        values, scale = _rounded(numpy_helper.to_array(self.weights.pop(name)), axis, self.bits)
+        scale = scale[0] if self.recipe.per_channel else scale.reshape(())
+        return [self.constant(values, f"{name}.int8"), self.constant(scale, f"{name}.scale")]
+
     def matmul(self, x: str, weight: str, bias: str, output: str) -> None:
         """An int8 matrix product that takes and gives fp32: x times `weight`, plus `bias`."""
-        axis = 0 if self.recipe.per_channel else None
-        values, scale = _rounded(numpy_helper.to_array(self.weights.pop(weight)), axis, self.bits)
-        scale = scale[0] if self.recipe.per_channel else scale.reshape(())
-        names = [self.constant(values, f"{weight}.int8"), self.constant(scale, f"{weight}.scale")]
+        values, scale = self.weight(weight)
         if self.recipe.static:
-            rounded, x_scale, x_zero = self.rounded.get(x) or self.static_input(x)
-            inputs = [rounded, names[0], x_scale, names[1], x_zero, "", bias]
+            rounded, x_scale, x_zero = self.rounded_input(x)
+            inputs = [rounded, values, x_scale, scale, x_zero, "", bias]
             operator = "MatMulIntegerToFloat"
         else:
-            inputs, operator = [x, *names, "", bias], "DynamicQuantizeMatMul"
+            inputs, operator = [x, values, scale, "", bias], "DynamicQuantizeMatMul"
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, domain=MICROSOFT))
         self.written.add(output)
 
-    def static_input(self, x: str) -> list[str]:
-        """Round `x` by its calibrated range; returns the names of the rounded tensor, its scale and zero point."""
-        low, high = min(self.ranges[x][0], 0.0), max(self.ranges[x][1], 0.0)
-        scale = (high - low) / 255 or 1.0
-        names = [
-            f"{x}.uint8",
-            self.constant(np.array(scale, dtype=np.float32), f"{x}.scale"),
-            self.constant(np.array(round(-low / scale), dtype=np.uint8), f"{x}.zero"),
-        ]
-        self.nodes.append(helper.make_node("QuantizeLinear", [x, *names[1:]], names[:1], name=names[0]))
+    def rounded_input(self, x: str) -> list[str]:
+        """Round `x`, by its calibrated range or its own; returns the names of the rounded tensor, scale, zero point."""
+        if x in self.rounded:
+            return self.rounded[x]
+        names = [f"{x}.uint8", f"{x}.scale", f"{x}.zero"]
+        if self.recipe.static:
+            low, high = min(self.ranges[x][0], 0.0), max(self.ranges[x][1], 0.0)
+            scale = (high - low) / 255 or 1.0
+            self.constant(np.array(scale, dtype=np.float32), names[1])
+            self.constant(np.array(round(-low / scale), dtype=np.uint8), names[2])
+            self.nodes.append(helper.make_node("QuantizeLinear", [x, *names[1:]], names[:1], name=names[0]))
+        else:
+            self.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], names, name=names[0]))
         self.rounded[x] = names
         return names
 
@@ -162,15 +172,21 @@ class _Writer:
         """An int8 projection to query, key and value, then fp32 attention."""
         x, weight, bias, *mask = node.input
         num_heads = next(attribute.i for attribute in node.attribute if attribute.name == "num_heads")
-        projected = [f"{node.name}.{part}" for part in ("query", "key", "value")]
-        self.matmul(x, weight, bias, f"{node.name}.projected")
-        self.nodes += [
-            helper.make_node("Split", [f"{node.name}.projected"], projected, name=f"{node.name}.split", axis=2),
-            helper.make_node(
-                "MultiHeadAttention", projected + ["", *mask] * bool(mask), node.output,
-                name=node.name, domain=MICROSOFT, num_heads=num_heads,
-            ),
-        ]  # fmt: skip
+        if self.recipe.fused_attention:
+            values, scale = self.weight(weight)
+            rounded, x_scale, x_zero = self.rounded_input(x)
+            inputs, operator = [rounded, values, bias, x_scale, scale, *(mask or [""]), x_zero], "QAttention"
+        else:
+            projected = [f"{node.name}.{part}" for part in ("query", "key", "value")]
+            self.matmul(x, weight, bias, f"{node.name}.projected")
+            split = helper.make_node(
+                "Split", [f"{node.name}.projected"], projected, name=f"{node.name}.split", axis=2
+            )  # fmt: skip
+            self.nodes.append(split)
+            inputs, operator = projected + ["", *mask] * bool(mask), "MultiHeadAttention"
+        self.nodes.append(
+            helper.make_node(operator, inputs, node.output, name=node.name, domain=MICROSOFT, num_heads=num_heads)
+        )
 
     def embedding(self, node: onnx.NodeProto) -> None:
         """Look up int8 rows and their scales: a quarter of the file, for the price of one multiplication."""
