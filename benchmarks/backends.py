@@ -5,10 +5,7 @@ Each backend imports its library when it is opened, so that a fresh process pays
 
 import itertools
 import json
-from functools import cached_property
 from pathlib import Path
-
-OUR_GRAPHS = ("model.unpadded.onnx", "model.onnx")
 
 
 class Backend:
@@ -140,6 +137,7 @@ class Ours(Backend):
         from utils.runtime import Predictor
 
         self.predictor = Predictor(self.path, self.num_threads)
+        self.names = [node.name for node in self.predictor.session.get_inputs()]
 
     def batches(self, rows: list[dict], batch_size: int) -> list[list[dict]]:
         # As `Predictor.predict_batch` does: only rows of the same length together, so that none is padded.
@@ -155,17 +153,7 @@ class Ours(Backend):
         return [prediction.label for prediction in self.predictor.predict_batch(texts, batch_size=batch_size)]
 
     def graph(self, inputs: dict):
-        session, names = self.session
-        return session.run(["logits"], {name: inputs[name] for name in names})[0]
-
-    @cached_property
-    def session(self) -> tuple:
-        """A session of the graph that the predictor runs, and its inputs' names. Opened late: `text` needs none."""
-        from utils.runtime import load_session
-
-        path = next(path for name in OUR_GRAPHS if (path := Path(self.path) / name).exists())
-        session = load_session(path, self.num_threads)
-        return session, [node.name for node in session.get_inputs()]
+        return self.predictor.session.run(["logits"], {name: inputs[name] for name in self.names})[0]
 
 
 BACKENDS = {

@@ -37,8 +37,9 @@ class Predictor:
         predictor = Predictor("my-model")
         predictor.predict("a fine film").label
 
-    Only rows of the same number of tokens run together, so that nothing is padded or masked. Nothing changes after
-    the start: any number of threads may share one predictor.
+    `labels` are in the order of their ids, `session` is the graph's. Only rows of the same number of tokens run
+    together, so that nothing is padded or masked. Nothing changes after the start: any number of threads may share one
+    predictor.
 
     Every error is a `UserError`, which is a ValueError.
     """
@@ -60,10 +61,10 @@ class Predictor:
             _check_file(folder / name, sha256)
         self._tokenizers = prepare_tokenizer(_read_tokenizer(folder / TOKENIZER))
         graph = folder / (UNPADDED_GRAPH if UNPADDED_GRAPH in hashes else GRAPH)
-        self._session = load_session(graph, num_threads or os.cpu_count() or 1)
-        inputs = [node.name for node in self._session.get_inputs()]
+        self.session = load_session(graph, num_threads or os.cpu_count() or 1)
+        inputs = [node.name for node in self.session.get_inputs()]
         self._takes_mask, self._takes_types = "attention_mask" in inputs, "token_type_ids" in inputs
-        num_logits = self._session.get_outputs()[0].shape[-1]
+        num_logits = self.session.get_outputs()[0].shape[-1]
         if num_logits != len(self.labels):
             raise UserError(
                 f"{folder / 'config.json'}: id2label has {len(self.labels)} labels but {graph.name} gives {num_logits} "
@@ -115,7 +116,7 @@ class Predictor:
             feed["attention_mask"] = np.ones_like(ids)
         if self._takes_types:
             feed["token_type_ids"] = np.array([types for _, types in rows], dtype=np.int64)
-        return self._session.run(["logits"], feed)[0]
+        return self.session.run(["logits"], feed)[0]
 
     def _label(self, rows: list[Row]) -> list[Prediction]:
         logits = self.logits(rows)
