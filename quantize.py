@@ -221,11 +221,16 @@ def main() -> None:
         versions |= int8_candidates(fp32, data, pad_token_id, bits)
     results = measure(versions, data, pad_token_id)
     chosen = choose(results, args.max_accuracy_drop)
-    if len(versions) > 1:
-        difference = largest_difference(versions[chosen], batches, expected, num_labels)
-        logger.info("[Chosen] : %s, largest logit difference from PyTorch %.2g", chosen, difference)
     if chosen == "fp32" and len(versions) > 1:
         logger.warning("[int8] : no int8 version is both faster and accurate enough: fp32 takes its place")
+    kind = "fp32" if args.fp32 else "fp16" if args.fp16 else chosen
+    if kind == "fp16":
+        versions[kind] = {file: to_fp16(graph) for file, graph in fp32.items()}
+    for name in {chosen, kind} - {"fp32"}:
+        difference = largest_difference(versions[name], batches, expected, num_labels)
+        if not np.isfinite(difference):
+            raise UserError(f"the {name} graph gives logits that are no numbers, so nothing was written: use --fp32")
+        logger.info("[Chosen] : %s, largest logit difference from PyTorch %.2g", name, difference)
     shown = table(results, chosen)
     print(shown)
 
@@ -234,10 +239,8 @@ def main() -> None:
             with atomic_file(path) as temporary:
                 onnx.save(graph, temporary)
     if args.output_dir:
-        kind = "fp32" if args.fp32 else "fp16" if args.fp16 else chosen
-        graphs = versions.get(kind) or {file: to_fp16(graph) for file, graph in fp32.items()}
         made = {"n_ctx": config.n_ctx, "version": kind, "machine": describe_machine()}
-        write_model_dir(args.output_dir, graphs, tokenizer, model.config, made, shown)
+        write_model_dir(args.output_dir, versions[kind], tokenizer, model.config, made, shown)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How much each attention head and FFN neuron matters, from the gradient of the loss with respect to a mask on it."""
+"""How much each attention head and FFN neuron matters: from the gradient of the loss with respect to a mask on it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -10,55 +10,110 @@ from transformers import PreTrainedModel
 from utils.families import family_of, head_size_of, layer_shapes, layers_of
 from utils.model import model_inputs
 
+Scores = list[torch.Tensor]  # one tensor a layer
 
-def gradient_importance(
-    model: PreTrainedModel, batches: Iterable[dict]
+
+def mask_gradients(
+    model: PreTrainedModel, batches: Iterable[dict], target: str = "labels"
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """First-order importance of every head and neuron: the mean over rows of |d loss / d mask| at mask = 1.
+    """Gradient of each row's cross-entropy with respect to a mask of ones on every head and neuron.
 
-    Michel et al. 2019 (equation 2), used by FastFormers (section 3.2). A mask value a row gives the gradient of every
-    row from one backward pass a batch.
+    A mask value a row gives the gradient of every row from one backward pass a batch.
 
     Args:
         batches: of `utils.data.collate`.
+        target: `labels`, or `logits` for the model's own predictions, which needs no labels.
 
     Returns:
-        For every layer a tensor [heads] and a tensor [neurons].
+        For every layer a tensor [rows, heads] and a tensor [rows, neurons], on the CPU.
     """
     family, head_size = family_of(model), head_size_of(model)
-    shapes = layer_shapes(model)
-    heads = [torch.zeros(num_heads, device=model.device) for num_heads, _ in shapes]
-    neurons = [torch.zeros(num_neurons, device=model.device) for _, num_neurons in shapes]
-    head_masks: list[torch.Tensor] = [torch.empty(0)] * len(shapes)
-    neuron_masks: list[torch.Tensor] = [torch.empty(0)] * len(shapes)
-
+    layers = layers_of(model)
+    masks: list[torch.Tensor] = [torch.empty(0)] * (2 * len(layers))
     hooks = []
-    for index, layer in enumerate(layers_of(model)):
-        attention_output, ffn_output = (
-            layer.get_submodule(family.attention_output),
-            layer.get_submodule(family.ffn_output),
-        )
-        hooks.append(_mask_inputs(attention_output, head_masks, index, head_size))
-        hooks.append(_mask_inputs(ffn_output, neuron_masks, index, 1))
+    for index, layer in enumerate(layers):
+        hooks.append(_mask_inputs(layer.get_submodule(family.attention_output), masks, index, head_size))
+        hooks.append(_mask_inputs(layer.get_submodule(family.ffn_output), masks, len(layers) + index, 1))
     model.eval()
-    rows = 0
+    gradients: list[list[torch.Tensor]] = []
     try:
         for batch in batches:
-            labels = torch.as_tensor(batch["labels"]).to(model.device)
-            loss = F.cross_entropy(model(**model_inputs(model, batch)).logits, labels, reduction="sum")
-            gradients = torch.autograd.grad(loss, head_masks + neuron_masks)
-            for total, gradient in zip(heads + neurons, gradients, strict=True):
-                total += gradient.abs().sum(0)
-            rows += len(labels)
+            logits = model(**model_inputs(model, batch)).logits
+            labels = torch.as_tensor(batch["labels"]) if target == "labels" else logits.argmax(-1)
+            loss = F.cross_entropy(logits, labels.to(model.device), reduction="sum")
+            gradients.append([gradient.cpu() for gradient in torch.autograd.grad(loss, masks)])
     finally:
         for hook in hooks:
             hook.remove()
-    return [total / rows for total in heads], [total / rows for total in neurons]
+    whole = [torch.cat(parts) for parts in zip(*gradients, strict=True)]
+    return whole[: len(layers)], whole[len(layers) :]
+
+
+def first_order(gradients: torch.Tensor) -> torch.Tensor:
+    """Mean over rows of |gradient|: Michel et al. 2019 (equation 2), used by FastFormers (section 3.2)."""
+    return gradients.abs().mean(0)
+
+
+def fisher(gradients: torch.Tensor) -> torch.Tensor:
+    """Mean over rows of the squared gradient, the Fisher information's diagonal: Kwon et al. 2022 (section 4.1)."""
+    return gradients.square().mean(0)
+
+
+GRADIENT_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"first_order": first_order, "fisher": fisher}
+
+
+def magnitudes(model: PreTrainedModel) -> tuple[Scores, Scores]:
+    """Baseline: the Frobenius norm of all weights that a head or a neuron has."""
+    family, head_size = family_of(model), head_size_of(model)
+    heads, neurons = [], []
+    for layer in layers_of(model):
+        rows = sum(
+            layer.get_submodule(path).weight.square().sum(1) for path in (family.query, family.key, family.value)
+        )
+        squares = rows + layer.get_submodule(family.attention_output).weight.square().sum(0)
+        heads.append(squares.view(-1, head_size).sum(1).sqrt().detach().cpu())
+        squares = layer.get_submodule(family.ffn_input).weight.square().sum(1)
+        squares = squares + layer.get_submodule(family.ffn_output).weight.square().sum(0)
+        neurons.append(squares.sqrt().detach().cpu())
+    return heads, neurons
+
+
+def random_scores(model: PreTrainedModel, seed: int) -> tuple[Scores, Scores]:
+    """Baseline: uniform random numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = layer_shapes(model)
+    heads = [torch.rand(num_heads, generator=generator) for num_heads, _ in shapes]
+    return heads, [torch.rand(num_neurons, generator=generator) for _, num_neurons in shapes]
+
+
+def normalized(scores: Scores) -> Scores:
+    """Scores that sum to 1 in every layer, so that no layer is pruned for its gradients' scale alone."""
+    return [values / values.sum().clamp(min=torch.finfo(values.dtype).tiny) for values in scores]
 
 
 def most_important(importance: torch.Tensor, kept: int) -> torch.Tensor:
     """Indices of the `kept` largest values, in ascending order: what stays keeps its order."""
     return importance.topk(kept).indices.sort().values
+
+
+def rearranged(gradients: torch.Tensor, kept: int) -> torch.Tensor:
+    """Indices of `kept` heads or neurons of one layer, ascending, that together matter most.
+
+    Greedy on the layer's whole Fisher information instead of its diagonal, so that of two which do the same one is
+    enough: Kwon et al. 2022 (section 4.2). Takes out what raises the quadratic form of what is pruned the least.
+
+    Args:
+        gradients: of `mask_gradients`, [rows, heads or neurons].
+    """
+    information = gradients.double().T @ gradients.double() / len(gradients)
+    alive = torch.ones(len(information), dtype=torch.bool)
+    # Of adding i to the pruned set P: I_ii + 2 * (sum over j in P of I_ij).
+    cost = information.diagonal().clone()
+    for _ in range(len(information) - kept):
+        out = int(torch.where(alive, cost, torch.inf).argmin())
+        alive[out] = False
+        cost += 2 * information[out]
+    return alive.nonzero().flatten()
 
 
 def _mask_inputs(linear: nn.Linear, masks: list[torch.Tensor], index: int, width: int):
