@@ -20,7 +20,7 @@ def test_two_processes_train_and_distill_like_one(trained, tmp_path):
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (tmp_path / "start/config.json").write_text(json.dumps(config))
     common = [f"--config={trained.config}", f"--data_dir={trained.data}", "--device=cpu", "--lr=1e-3", "--epoch=2"]
-    common += ["--batch_size=20", f"--bert_model_name_or_path={tmp_path}/start"]
+    common += ["--precision=fp32", "--batch_size=20", f"--bert_model_name_or_path={tmp_path}/start"]
     teacher = [f"--teacher_config={trained.config}", f"--teacher_bert_model_name_or_path={tmp_path}/teacher"]
     teacher += [f"--teacher_model_path={tmp_path}/teacher.pt", "--state_loss_ratio=1"]
     for script, more in (("train", []), ("fastformers", teacher)):
