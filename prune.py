@@ -1,15 +1,18 @@
-"""Make a smaller model out of a trained one: fewer layers, attention heads, FFN neurons.
+"""Make a smaller model out of a trained one: fewer layers, attention heads, FFN neurons, hidden units, tokens.
 
     python prune.py --config=configs/config-bert-cls.json --data_dir=data/sst2 --bert_output_dir=bert-checkpoint \\
         --model_path=pytorch-model.pt --target_num_heads=8 --target_ffn_dim=1024 \\
         --bert_output_dir_pruned=bert-checkpoint-pruned --save_path_pruned=pytorch-model-pruned.pt
 
 Heads and neurons are ranked by the gradient of the loss with respect to a mask on each, over rows of train.txt
-(--importance); the best ones are rewired into smaller dense layers, the same shape in every layer, or, with
---target_macs=0.6, as uneven as it is best. --recover then fits what is left, without training, to the states of the
-whole model.
+(--importance), and the best ones are rewired into smaller dense layers: the same shape in every layer, or, with
+--target_macs=0.6 or --target_latency=0.6, as uneven as it is best. A layer that keeps no head loses its attention, and
+is left with its FFN. --recover then fits what is left, without training, to the states of the whole model.
+--iterations=3 gets to the targets in 3 steps, with an epoch of distillation from the whole model after each.
+
 --keep_layers 1,3,5 (or --target_num_layers 3: the last layer of each of 3 equal blocks) makes a student out of any
-encoder, also a pretrained one that has no classifier yet. Accuracy on valid.txt is shown before and after.
+encoder, also a pretrained one that has no classifier yet. --target_hidden_size narrows the whole encoder, which costs
+much accuracy until it is distilled again. Accuracy on valid.txt is shown before and after.
 """
 
 import argparse
@@ -19,6 +22,8 @@ import math
 from collections.abc import Iterator
 
 import datasets
+import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -29,34 +34,42 @@ from utils.arguments import (
     add_device_option,
     fraction,
     layer_list,
+    positive_float,
     positive_int,
     script_parser,
+    whole_number,
 )
 from utils.budget import head_macs, neuron_macs, spread
 from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
-from utils.data import collate, lengths, load_data, shuffled_batches
+from utils.data import Data, collate, lengths, load_data, shuffled_batches
 from utils.families import head_size_of, layer_shapes
 from utils.files import check_output_file, check_output_folder
 from utils.importance import (
     GRADIENT_SCORES,
     Scores,
+    first_order,
     magnitudes,
     mask_gradients,
     most_important,
     normalized,
     random_scores,
     rearranged,
+    width_gradients,
 )
-from utils.model import keep_layers, load_model, narrow_layer, save_checkpoint
+from utils.latency import fit_latency
+from utils.losses import logits_mse
+from utils.model import load_model, save_checkpoint
+from utils.narrow import keep_layers, narrow_layer, narrow_width
 from utils.recovery import recover
-from utils.training import make_accelerator, predict, score
+from utils.training import Settings, make_accelerator, predict, score, train
 from utils.vocabulary import prune_embeddings, smaller_tokenizer, used_ids
 
 logger = logging.getLogger(__name__)
 
 IMPORTANCE_BATCH = 32
+DISTILLATION_BATCH = 64
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,12 +79,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--bert_output_dir_pruned", required=True, help="folder for the pruned checkpoint")
     parser.add_argument("--save_path_pruned", help="file for the pruned checkpoint's state dict (.pt)")
     group = parser.add_argument_group("targets (at least one)")
-    group.add_argument("--target_num_heads", type=positive_int, help="attention heads to keep in every layer")
+    group.add_argument(
+        "--target_num_heads", type=whole_number, help="attention heads to keep in every layer; 0 drops attention"
+    )
     group.add_argument("--target_ffn_dim", type=positive_int, help="FFN neurons to keep in every layer")
     group.add_argument(
         "--target_macs", type=fraction,
         help="share of all layers' multiply-adds to keep, spread unevenly: each layer keeps what matters",
     )  # fmt: skip
+    group.add_argument(
+        "--target_latency", type=fraction,
+        help="share of this model's latency to keep, in its int8 graph on this machine, likewise uneven",
+    )  # fmt: skip
+    group.add_argument(
+        "--target_hidden_size", type=positive_int, help="hidden units to keep: whole heads' worth, such as 8 of 32"
+    )
     layers = group.add_mutually_exclusive_group()
     layers.add_argument("--keep_layers", type=layer_list, help="layers to keep, counted from 0, such as 1,3,5")
     layers.add_argument(
@@ -97,7 +119,12 @@ def parse_args() -> argparse.Namespace:
         "--recover", action="store_true",
         help="fit the output projections that are left to the whole model's states, on the same rows",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=42, help="seed of the choice of those rows")
+    group.add_argument(
+        "--iterations", type=positive_int, default=1,
+        help="steps to the targets; where more than 1, each is followed by an epoch of distillation",
+    )  # fmt: skip
+    group.add_argument("--lr", type=positive_float, default=1e-4, help="peak learning rate of that epoch")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the choice of rows, and of distillation")
     add_device_option(parser)
     return parser.parse_args()
 
@@ -125,91 +152,149 @@ def check_args(args: argparse.Namespace) -> None:
     Raises:
         UserError: there is nothing to do, or two of them contradict each other.
     """
-    targets = [args.target_num_heads, args.target_ffn_dim, args.target_macs, args.keep_layers, args.target_num_layers]
-    if not any(targets) and not args.prune_vocabulary:
+    shape = [args.target_num_heads, args.target_ffn_dim]
+    others = [args.target_macs, args.target_latency, args.target_hidden_size, args.keep_layers, args.target_num_layers]
+    if all(target is None for target in shape + others) and not args.prune_vocabulary:
         raise UserError(
-            "nothing to prune: give --target_num_heads, --target_ffn_dim, --target_macs, --keep_layers, "
-            "--target_num_layers or --prune_vocabulary"
+            "nothing to prune: give --target_num_heads, --target_ffn_dim, --target_macs, --target_latency, "
+            "--target_hidden_size, --keep_layers, --target_num_layers or --prune_vocabulary"
         )
-    if args.target_macs and (args.target_num_heads or args.target_ffn_dim):
-        raise UserError("--target_macs chooses heads and neurons: leave out --target_num_heads and --target_ffn_dim")
+    if args.target_macs and args.target_latency:
+        raise UserError("--target_macs and --target_latency are two budgets for the same: give one of them")
+    if (args.target_macs or args.target_latency) and shape != [None, None]:
+        flag = "--target_macs" if args.target_macs else "--target_latency"
+        raise UserError(f"{flag} chooses heads and neurons: leave out --target_num_heads and --target_ffn_dim")
 
 
-def check_targets(args: argparse.Namespace, shapes: list[tuple[int, int]]) -> None:
-    """Compare --target_num_heads and --target_ffn_dim with the smallest layer's shape.
+def check_targets(args: argparse.Namespace, shapes: list[tuple[int, int]], model: PreTrainedModel) -> None:
+    """Compare --target_num_heads and --target_ffn_dim with the smallest layer's shape, --target_hidden_size with the
+    encoder's.
 
     Raises:
-        UserError: a target is larger than the model; names both numbers.
+        UserError: a target is larger than the model, or no whole number of heads; names both numbers.
     """
     for flag, target, size, unit in [
-        ("--target_num_heads", args.target_num_heads, min(heads for heads, _ in shapes), "attention heads"),
-        ("--target_ffn_dim", args.target_ffn_dim, min(neurons for _, neurons in shapes), "FFN neurons"),
+        ("--target_num_heads", args.target_num_heads, min(heads for heads, _ in shapes), "attention heads a layer"),
+        ("--target_ffn_dim", args.target_ffn_dim, min(neurons for _, neurons in shapes), "FFN neurons a layer"),
+        ("--target_hidden_size", args.target_hidden_size, model.config.hidden_size, "hidden units"),
     ]:
         if target and target > size:
-            raise UserError(f"{flag}={target} is larger than the model, which has {size} {unit} a layer: lower it")
+            raise UserError(f"{flag}={target} is larger than the model, which has {size} {unit}: lower it")
+    head_size = head_size_of(model)
+    if args.target_hidden_size and args.target_hidden_size == getattr(model.config, "embedding_size", None):
+        raise UserError(
+            f"--target_hidden_size={args.target_hidden_size} is the width of this model's embeddings, which "
+            "transformers would then take for unprojected: choose another"
+        )
+    if args.target_hidden_size and args.target_hidden_size % head_size:
+        raise UserError(
+            f"--target_hidden_size={args.target_hidden_size} is not a multiple of {head_size}, the width of this "
+            "model's attention heads: choose one"
+        )
+
+
+def batches_of(args: argparse.Namespace, model: PreTrainedModel, train: datasets.Dataset, name: str) -> Iterator[dict]:
+    """The rows that importance is measured on, always the same; `name` labels the progress bar."""
+    num_batches = math.ceil(args.importance_rows / IMPORTANCE_BATCH)
+    chosen = shuffled_batches(lengths(train), IMPORTANCE_BATCH, args.seed)[:num_batches]
+    for indices in tqdm(chosen, desc=name, unit="batch", disable=None, leave=False):
+        yield collate(train, indices, model.config.pad_token_id)
 
 
 def importance(args: argparse.Namespace, model: PreTrainedModel, gradients: tuple | None) -> tuple[Scores, Scores]:
     """Scores of every head and neuron by --importance; `gradients` are of `mask_gradients`, where it needs them."""
     if args.importance == "magnitude":
-        scores = magnitudes(model)
+        heads, neurons = magnitudes(model)
     elif args.importance == "random":
-        scores = random_scores(model, args.seed)
+        heads, neurons = random_scores(model, args.seed)
     else:
-        scores = tuple([GRADIENT_SCORES[args.importance](layer) for layer in part] for part in gradients)
-    return tuple(normalized(part) for part in scores) if args.normalize_importance else scores
+        heads, neurons = ([GRADIENT_SCORES[args.importance](layer) for layer in part] for part in gradients)
+    return (normalized(heads), normalized(neurons)) if args.normalize_importance else (heads, neurons)
 
 
-def planned_shapes(args: argparse.Namespace, model: PreTrainedModel, scores: tuple, length: float) -> list:
-    """(heads, neurons) to keep in every layer: by --target_macs, or the same everywhere."""
+def planned_shapes(
+    args: argparse.Namespace, model: PreTrainedModel, heads: Scores, neurons: Scores, data: Data, steps: int
+) -> list[tuple[int, int]]:
+    """(heads, neurons) to keep in every layer for the first of `steps` equal steps that are left to the target."""
+    shapes = layer_shapes(model)
     if args.target_macs:
-        hidden, head_size = model.config.hidden_size, head_size_of(model)
-        return spread(*scores, head_macs(hidden, head_size, length), neuron_macs(hidden), args.target_macs)
+        hidden, length = model.config.hidden_size, float(lengths(data.splits["train"]).mean())
+        costs = [head_macs(hidden, head_size_of(model), length)] * len(shapes), [neuron_macs(hidden)] * len(shapes)
+        return spread(heads, neurons, *costs, args.target_macs ** (1 / args.iterations))
+    if args.target_latency:
+        share = args.target_latency ** (1 / args.iterations)
+        return fit_latency(model, heads, neurons, share, data.splits["valid"])
+
+    def between(size: int, target: int | None) -> int:
+        return size if target is None else target + (size - target) * (steps - 1) // steps
+
     return [
-        (args.target_num_heads or num_heads, args.target_ffn_dim or num_neurons)
-        for num_heads, num_neurons in layer_shapes(model)
+        (between(num_heads, args.target_num_heads), between(num_neurons, args.target_ffn_dim))
+        for num_heads, num_neurons in shapes
     ]
 
 
-def narrow(args: argparse.Namespace, model: PreTrainedModel, train: datasets.Dataset) -> None:
+def cut_layers(args: argparse.Namespace, model: PreTrainedModel, data: Data, steps: int) -> None:
     """Keep the most important heads and neurons, in place, and fit what is left to what the whole model computed."""
-    num_batches = math.ceil(args.importance_rows / IMPORTANCE_BATCH)
-    chosen = shuffled_batches(lengths(train), IMPORTANCE_BATCH, args.seed)[:num_batches]
-
-    def batches(name: str) -> Iterator[dict]:
-        for indices in tqdm(chosen, desc=name, unit="batch", disable=None, leave=False):
-            yield collate(train, indices, model.config.pad_token_id)
-
-    gradients = None
+    train, gradients = data.splits["train"], None
     if args.importance in GRADIENT_SCORES:
-        gradients = mask_gradients(model, batches("importance"), args.importance_target)
-    scores = importance(args, model, gradients)
-    shapes = planned_shapes(args, model, scores, float(lengths(train).mean()))
+        gradients = mask_gradients(model, batches_of(args, model, train, "importance"), args.importance_target)
+    heads, neurons = importance(args, model, gradients)
+    shapes = planned_shapes(args, model, heads, neurons, data, steps)
     whole = copy.deepcopy(model) if args.recover else None
     for index, counts in enumerate(shapes):
         if args.importance == "fisher":
             kept = [rearranged(part[index], count) for part, count in zip(gradients, counts, strict=True)]
         else:
-            kept = [most_important(part[index], count) for part, count in zip(scores, counts, strict=True)]
+            kept = [most_important(part[index], n) for part, n in zip((heads, neurons), counts, strict=True)]
         narrow_layer(model, index, *(indices.to(model.device) for indices in kept))
-    if args.recover:
-        recover(model, whole, lambda: batches("recover"))
+    if whole:
+        recover(model, whole, batches_of(args, model, train, "recover"))
+
+
+def cut_width(args: argparse.Namespace, model: PreTrainedModel, data: Data, steps: int) -> None:
+    """Keep the most important hidden units of the encoder, in place, and fit what is left likewise."""
+    train, head_size = data.splits["train"], head_size_of(model)
+    more = model.config.hidden_size - args.target_hidden_size
+    size = args.target_hidden_size + more * (steps - 1) // steps // head_size * head_size
+    gradients = width_gradients(model, batches_of(args, model, train, "importance"), args.importance_target)
+    score_units = GRADIENT_SCORES.get(args.importance, first_order)
+    kept, head_kept = (most_important(score_units(part), size).to(model.device) for part in gradients)
+    whole = copy.deepcopy(model) if args.recover else None
+    narrow_width(model, kept, head_kept)
+    if whole:
+        recover(model, whole, batches_of(args, model, train, "recover"), hidden_kept=kept)
+
+
+def distill(
+    args: argparse.Namespace, model: PreTrainedModel, wanted: torch.Tensor, data: Data, accelerator: Accelerator
+) -> None:
+    """Train a pruned model for an epoch towards `wanted`, the whole one's logits of train.txt, in place."""
+
+    def row_losses(student, inputs, batch, rows):
+        logits = student(**inputs).logits.float()
+        return logits_mse(logits, wanted[torch.as_tensor(rows)].to(logits.device))
+
+    settings = Settings(lr=args.lr, epochs=1, batch_size=DISTILLATION_BATCH, measure="accuracy", seed=args.seed)
+    train(model, data, row_losses, settings, accelerator, save=lambda model: None)
 
 
 def main() -> None:
     args = parse_args()
     check_args(args)
-    narrows = bool(args.target_num_heads or args.target_ffn_dim or args.target_macs)
+    shape = [args.target_num_heads, args.target_ffn_dim, args.target_macs, args.target_latency]
+    cuts_layers, cuts_width = any(target is not None for target in shape), bool(args.target_hidden_size)
     config = load_config(args.config)
     tokenizer = load_tokenizer(args.bert_output_dir, "--bert_output_dir")
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
     set_seed(args.seed)
     # Layers can be taken from an encoder without a classifier; ranking its heads by a classifier's loss cannot.
     model = load_model(
-        args.bert_output_dir, "--bert_output_dir", config, data.labels, args.model_path, new_head=not narrows
-    )
+        args.bert_output_dir, "--bert_output_dir", config, data.labels, args.model_path,
+        new_head=not cuts_layers and not cuts_width,
+    )  # fmt: skip
     kept = chosen_layers(args, len(layer_shapes(model)))
-    check_targets(args, [layer_shapes(model)[i] for i in kept])
+    check_targets(args, [layer_shapes(model)[i] for i in kept], model)
     check_output_folder(args.bert_output_dir_pruned, "--bert_output_dir_pruned")
     if args.save_path_pruned:
         check_output_file(args.save_path_pruned, "--save_path_pruned")
@@ -218,12 +303,19 @@ def main() -> None:
     model.to(accelerator.device)
     valid = data.splits["valid"]
     before = score(predict(model, valid, accelerator, "before"), valid)
-    logger.info("[Before] : layers (heads, neurons) %s, valid accuracy %.4f", layer_shapes(model), before.accuracy)
+    logger.info("[Before] : %s, valid accuracy %.4f", described(model), before.accuracy)
+    if args.iterations > 1:
+        wanted = predict(model, data.splits["train"], accelerator, "teacher")
     keep_layers(model, kept)
-    if narrows:
-        narrow(args, model, data.splits["train"])
+    for steps in range(args.iterations, 0, -1):
+        if cuts_layers:
+            cut_layers(args, model, data, steps)
+        if cuts_width:
+            cut_width(args, model, data, steps)
+        if args.iterations > 1:
+            distill(args, model, wanted, data, accelerator)
     after = score(predict(model, valid, accelerator, "after"), valid)
-    logger.info("[After] : layers (heads, neurons) %s, valid accuracy %.4f", layer_shapes(model), after.accuracy)
+    logger.info("[After] : %s, valid accuracy %.4f", described(model), after.accuracy)
     if args.prune_vocabulary:
         size = len(tokenizer)
         tokenizer, old_ids = smaller_tokenizer(tokenizer, used_ids(data.splits.values()))
@@ -232,6 +324,11 @@ def main() -> None:
         logger.info("[Vocabulary] : %d of %d tokens kept: %s", len(tokenizer), size, again)
     save_checkpoint(model, tokenizer, args.bert_output_dir_pruned, args.save_path_pruned)
     logger.info("[Saved] : %s", args.bert_output_dir_pruned)
+
+
+def described(model: PreTrainedModel) -> str:
+    """The model's shape in words."""
+    return f"hidden size {model.config.hidden_size}, layers (heads, neurons) {layer_shapes(model)}"
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@
 Writes a fused graph for BERT, RoBERTa, DistilBERT and ELECTRA, and torch.onnx's for any other encoder. Its logits are
 compared with PyTorch's on rows of all lengths, alone and in padded batches: where they differ by more than 0.0001
 nothing is written. Then every int8 recipe is measured on valid.txt, row by row: latency on this machine, and accuracy.
-The fastest whose accuracy is at most --max_accuracy_drop below that of fp32 is written, or of those within 10 % of it,
-which is noise, the one whose logits are closest to fp32's; where none is accurate enough, fp32.
+The fastest whose accuracy is at most --max_accuracy_drop below that of fp32 is written. Of those within 10 % of its
+latency, which is noise, the smallest file counts, and of those within 10 % of its size how close the logits are to
+fp32's. Where none is accurate enough, fp32 is written.
 
 --output_dir takes all that prediction needs, see predict.py. --quantized_onnx_path and --onnx_path write the chosen and
 the fp32 graph alone, each to one file that takes input_ids, attention_mask and, for BERT and ELECTRA, token_type_ids
@@ -17,8 +18,6 @@ them: --target_cpu=avx2 is safe on every x86 CPU, avx512_vnni rounds less.
 
 import argparse
 import logging
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +30,13 @@ from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
 from utils.data import Data, collate, lengths, load_data, row_labels
-from utils.engines import Engine, onnx_engine, pytorch_engine
+from utils.engines import pytorch_engine
 from utils.families import FAMILIES
 from utils.files import atomic_file, check_output_file
 from utils.machine import describe_machine
 from utils.model import load_model
 from utils.model_dir import check_model_dir, write_model_dir
-from utils.onnx_export import export_plain, quantize_plain, to_fp16
+from utils.onnx_export import export_plain, open_graph, quantize_plain, to_fp16
 from utils.onnx_graph import build_graph
 from utils.quantization import CANDIDATES, WEIGHT_BITS, calibrate, compare_logits, detect_cpu, quantize_int8
 from utils.runtime import GRAPH, UNPADDED_GRAPH
@@ -48,7 +47,7 @@ logger = logging.getLogger(__name__)
 COMPARED_ROWS, CALIBRATION_ROWS = 128, 256
 PADDED_BATCH = 8
 MAX_FP32_DIFFERENCE = 1e-4
-EQUALLY_FAST = 1.1
+EQUAL = 1.1  # times the fastest's latency, or the smallest's size
 
 Graphs = dict[str, onnx.ModelProto]  # GRAPH and, where fused, UNPADDED_GRAPH
 
@@ -134,14 +133,6 @@ def comparison_batches(data: Data, pad_token_id: int) -> list[dict[str, np.ndarr
     return singles + padded
 
 
-def open_graph(graph: onnx.ModelProto, num_labels: int) -> Engine:
-    """A graph as an engine, with as many threads as the machine has cores."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.onnx"
-        onnx.save(graph, path)
-        return onnx_engine(path, os.cpu_count(), num_labels)
-
-
 def largest_difference(graphs: Graphs, batches: list[dict], expected: list[np.ndarray], num_labels: int) -> float:
     """The largest difference of any logit of any graph from PyTorch's; NaN where either has one."""
     single = [i for i, batch in enumerate(batches) if len(batch["input_ids"]) == 1]
@@ -174,7 +165,10 @@ def choose(results: dict[str, dict], max_accuracy_drop: float) -> str:
     enough = results["fp32"]["accuracy"] - max_accuracy_drop
     good = {name: found for name, found in results.items() if found["accuracy"] >= enough}
     fastest = min(found["p50"] for found in good.values())
-    return min((name for name in good if good[name]["p50"] <= EQUALLY_FAST * fastest), key=lambda n: good[n]["drift"])
+    fast = {name: found for name, found in good.items() if found["p50"] <= EQUAL * fastest}
+    smallest = min(found["megabytes"] for found in fast.values())
+    small = [name for name, found in fast.items() if found["megabytes"] <= EQUAL * smallest]
+    return min(small, key=lambda name: fast[name]["drift"])
 
 
 def table(results: dict[str, dict], chosen: str) -> str:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 torch.set_num_threads(1)  # tiny models gain nothing from a second thread
 
 ROOT = Path(__file__).resolve().parent.parent
+LABELS = ["negative", "positive"]
 FAMILY_NAMES = ["bert", "roberta", "distilbert", "electra"]
 WORDS = "a the film movie plot it is was very not good great fine bad awful dull and but with cast ending".split()
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
@@ -91,6 +92,34 @@ def made(tmp_path_factory) -> dict[str, Path]:
         make_encoder(folders[family] / "encoder", family)
         (folders[family] / "config.json").write_text(f'{{"encoder_class": "{family}", "n_ctx": 16}}')
     return folders
+
+
+@pytest.fixture
+def model(made, request):
+    """A random classifier with 2 layers of 4 heads and 64 neurons; of another family by indirect parametrization."""
+    # Imported here, so that the tests of what needs no PyTorch models do not wait for them.
+    from utils.config import Config
+    from utils.model import load_model
+
+    family = getattr(request, "param", "bert")
+    return load_model(str(made[family] / "encoder"), "--flag", Config(family, 16), LABELS, new_head=True)
+
+
+def make_batch(rows: int = 6) -> dict:
+    """Random rows of 3 to 11 tokens, padded to 12."""
+    torch.manual_seed(1)
+    lengths = torch.randint(3, 12, (rows,))
+    mask = (torch.arange(12)[None] < lengths[:, None]).long()
+    ids = torch.randint(4, 24, (rows, 12)) * mask
+    types = torch.zeros_like(ids)
+    labels = torch.arange(rows) % 2
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "labels": labels}
+
+
+def logits(model, batch: dict) -> torch.Tensor:
+    from utils.model import model_inputs
+
+    return model(**model_inputs(model, batch)).logits
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from utils.cli import UserError
 from utils.engines import pytorch_engine
 from utils.families import FAMILIES
-from utils.model import narrow_layer
+from utils.narrow import narrow_layer
 from utils.onnx_export import export_plain, quantize_plain, save_graphs, to_fp16
 from utils.onnx_graph import build_graph
 from utils.quantization import CANDIDATES, FFN_OUTPUT, Recipe, calibrate, compare_logits, quantize_int8

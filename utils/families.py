@@ -1,6 +1,7 @@
 """Where each encoder family keeps its parts: the one table that everything touching a layer's insides reads.
 
-To add a family, add a row here, a config in configs/ and its name to the tests' list of families.
+To add a family, add a row here, a class to utils/modeling_pruned.py, a config in configs/ and its name to the tests'
+list of families.
 Paths of a layer's parts are relative to the layer, the others to the classification model.
 """
 
@@ -21,6 +22,7 @@ class Family:
     """Module paths of one encoder family's classification model in transformers."""
 
     layers: str
+    self_attention: str  # what gives the context of all heads
     query: str
     key: str
     value: str
@@ -39,6 +41,7 @@ class Family:
 
 
 BERT_LAYER = dict(
+    self_attention="attention.self",
     query="attention.self.query",
     key="attention.self.key",
     value="attention.self.value",
@@ -80,6 +83,7 @@ FAMILIES = {
     ),
     "distilbert": Family(
         layers="distilbert.transformer.layer",
+        self_attention="attention",
         query="attention.q_lin",
         key="attention.k_lin",
         value="attention.v_lin",

@@ -15,6 +15,7 @@ from utils.cli import UserError
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends without an error it replaces `path`."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -29,6 +30,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; when the block ends without an error it replaces `path` whole."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield temporary
@@ -51,6 +53,7 @@ def atomic_files_into(folder: str | Path) -> Iterator[Path]:
     For a folder that the user may keep other files in: nothing else there is touched.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as temporary:
         yield Path(temporary)
         for file in sorted(Path(temporary).iterdir()):
@@ -76,14 +79,14 @@ def check_output_file(path: str | Path, flag: str) -> None:
 
 
 def check_output_folder(path: str | Path, flag: str) -> None:
-    """Make the folder `path` where it is missing, and check that files can be made in it.
+    """Check that files can be made in the folder `path`, or, where it is missing, in the nearest folder above it.
 
     Raises:
         UserError: naming `flag`.
     """
+    path = Path(path)
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        with tempfile.TemporaryFile(dir=next(folder for folder in [path, *path.absolute().parents] if folder.exists())):
             pass
     except OSError as error:
         raise UserError(

@@ -34,6 +34,49 @@ def mask_gradients(
     for index, layer in enumerate(layers):
         hooks.append(_mask_inputs(layer.get_submodule(family.attention_output), masks, index, head_size))
         hooks.append(_mask_inputs(layer.get_submodule(family.ffn_output), masks, len(layers) + index, 1))
+    whole = _row_gradients(model, batches, target, masks, hooks)
+    return whole[: len(layers)], whole[len(layers) :]
+
+
+def width_gradients(
+    model: PreTrainedModel, batches: Iterable[dict], target: str = "labels"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `mask_gradients`, of a mask on the hidden units, one for the embeddings and all layers together, and of one on
+    the units between the classifier's two layers.
+
+    Returns:
+        [rows, hidden size] and the same again, on the CPU.
+    """
+    family = family_of(model)
+    masks: list[torch.Tensor] = [torch.empty(0)] * 2
+    embeddings = model.get_submodule(family.embeddings)
+    if family.embeddings_project in dict(model.named_modules()):
+        embeddings = model.get_submodule(family.embeddings_project)
+    norms = [
+        layer.get_submodule(path) for layer in layers_of(model) for path in (family.attention_norm, family.ffn_norm)
+    ]
+
+    def start(module: nn.Module, arguments: tuple, states: torch.Tensor) -> torch.Tensor:
+        masks[0] = torch.ones(states.shape[0], states.shape[-1], device=states.device, requires_grad=True)
+        return states * masks[0][:, None, :]
+
+    def go_on(module: nn.Module, arguments: tuple, states: torch.Tensor) -> torch.Tensor:
+        return states * masks[0][:, None, :]
+
+    def at_classifier(module: nn.Module, arguments: tuple) -> tuple:
+        masks[1] = torch.ones_like(arguments[0], requires_grad=True)
+        return (arguments[0] * masks[1],)
+
+    hooks = [embeddings.register_forward_hook(start), *(norm.register_forward_hook(go_on) for norm in norms)]
+    hooks.append(model.get_submodule(family.head_output).register_forward_pre_hook(at_classifier))
+    hidden, head = _row_gradients(model, batches, target, masks, hooks)
+    return hidden, head
+
+
+def _row_gradients(
+    model: PreTrainedModel, batches: Iterable[dict], target: str, masks: list[torch.Tensor], hooks: list
+) -> list[torch.Tensor]:
+    """Gradients of every row's cross-entropy with respect to the masks that `hooks` leave in `masks` at each call."""
     model.eval()
     gradients: list[list[torch.Tensor]] = []
     try:
@@ -45,8 +88,7 @@ def mask_gradients(
     finally:
         for hook in hooks:
             hook.remove()
-    whole = [torch.cat(parts) for parts in zip(*gradients, strict=True)]
-    return whole[: len(layers)], whole[len(layers) :]
+    return [torch.cat(parts) for parts in zip(*gradients, strict=True)]
 
 
 def first_order(gradients: torch.Tensor) -> torch.Tensor:
@@ -71,7 +113,7 @@ def magnitudes(model: PreTrainedModel) -> tuple[Scores, Scores]:
             layer.get_submodule(path).weight.square().sum(1) for path in (family.query, family.key, family.value)
         )
         squares = rows + layer.get_submodule(family.attention_output).weight.square().sum(0)
-        heads.append(squares.view(-1, head_size).sum(1).sqrt().detach().cpu())
+        heads.append(squares.view(len(squares) // head_size, head_size).sum(1).sqrt().detach().cpu())
         squares = layer.get_submodule(family.ffn_input).weight.square().sum(1)
         squares = squares + layer.get_submodule(family.ffn_output).weight.square().sum(0)
         neurons.append(squares.sqrt().detach().cpu())

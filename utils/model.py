@@ -1,21 +1,23 @@
-"""Classification models: loading, saving and cutting down, for the four families.
+"""Classification models: loading and saving, for the four families.
 
-A checkpoint folder is a standard transformers one. Where pruning left a layer narrower than config.json's own keys can
-say, `layer_shapes` in config.json lists (attention heads, FFN neurons) for every layer.
+A checkpoint folder is a standard transformers one. Where pruning left shapes that config.json's own keys cannot say,
+config.json lists them, and the folder holds the code that builds such a model: see utils/modeling_pruned.py.
 """
 
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from utils import modeling_pruned
 from utils.checkpoint import MEND, check_labels, labels_of, load_hub_config
 from utils.cli import UserError, first_line
 from utils.config import Config
-from utils.families import FAMILIES, family_of, head_size_of, layer_shapes, layers_of, takes_token_types
+from utils.families import FAMILIES, family_of, layer_shapes, takes_token_types
 from utils.files import atomic_file, atomic_files_into
 
 
@@ -46,15 +48,17 @@ def load_model(
         check_labels(hub_config, labels, name_or_path, flag)
     hub_config.id2label, hub_config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
     try:
-        if getattr(hub_config, "layer_shapes", None):
-            model = _load_pruned(Path(name_or_path), hub_config, attention, keep_head=own_labels == labels)
-        else:
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                name_or_path, config=hub_config, attn_implementation=attention, dtype=torch.float32,
-                ignore_mismatched_sizes=new_head, output_loading_info=True,
-            )  # fmt: skip
-            if loading["missing_keys"] and not new_head:
-                raise ValueError(f"no weights for {sorted(loading['missing_keys'])[0]}")
+        pruned = getattr(hub_config, "layer_shapes", None)
+        # The code in the folder is not run: this project's own is the same.
+        kind = modeling_pruned.PRUNED_CLASSES[hub_config.model_type] if pruned else AutoModelForSequenceClassification
+        model, loading = kind.from_pretrained(
+            name_or_path, config=hub_config, attn_implementation=attention, dtype=torch.float32,
+            ignore_mismatched_sizes=new_head, output_loading_info=True,
+        )  # fmt: skip
+        if loading["missing_keys"] and not new_head:
+            raise ValueError(f"no weights for {sorted(loading['missing_keys'])[0]}")
+        if hub_config.model_type in FAMILIES and own_labels != labels and not loading["missing_keys"]:
+            _restart_classifier(model)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"{flag}={name_or_path} cannot be loaded ({first_line(error)}): {MEND}") from error
     if state_path is not None:
@@ -85,55 +89,16 @@ def save_checkpoint(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: str | Path, state_path: str | Path | None
 ) -> None:
     """Write a complete checkpoint folder (config, safetensors, tokenizer) and, with `state_path`, the same as a .pt."""
-    if model.config.model_type in FAMILIES:
-        shapes = layer_shapes(model)
-        whole = (model.config.num_attention_heads, _config_ffn_size(model.config))
-        if set(shapes) != {whole}:
-            model.config.layer_shapes = [list(shape) for shape in shapes]
+    pruned = model.config.model_type in FAMILIES and _describe_shapes(model)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_files_into(folder) as temporary:
         tokenizer.save_pretrained(temporary)
         model.save_pretrained(temporary, state_dict=dict(state))  # a copy: it may empty the one it gets
+        if pruned:
+            shutil.copy(modeling_pruned.__file__, temporary)
     if state_path is not None:
         with atomic_file(state_path) as temporary:
             torch.save(state, temporary)
-
-
-def narrow_linear(linear: nn.Linear, kept: torch.Tensor, dim: int) -> nn.Linear:
-    """A smaller Linear with only the rows (`dim` 0, outputs) or columns (`dim` 1, inputs) `kept` of `linear`."""
-    weight = linear.weight.index_select(dim, kept)
-    narrow = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
-    bias = linear.bias.index_select(0, kept) if dim == 0 else linear.bias
-    with torch.no_grad():
-        narrow.weight.copy_(weight)
-        narrow.bias.copy_(bias)
-    return narrow
-
-
-def narrow_layer(model: PreTrainedModel, index: int, heads: torch.Tensor, neurons: torch.Tensor) -> None:
-    """Keep only the attention heads and FFN neurons with these indices in one layer, in place.
-
-    A family's self-attention infers its number of heads from the width of the query projection, so swapping the Linear
-    layers is all it takes.
-    """
-    family, head_size, layer = family_of(model), head_size_of(model), layers_of(model)[index]
-    columns = (heads[:, None] * head_size + torch.arange(head_size, device=heads.device)).flatten()
-    for path, kept, dim in [
-        (family.query, columns, 0),
-        (family.key, columns, 0),
-        (family.value, columns, 0),
-        (family.attention_output, columns, 1),
-        (family.ffn_input, neurons, 0),
-        (family.ffn_output, neurons, 1),
-    ]:
-        layer.set_submodule(path, narrow_linear(layer.get_submodule(path), kept, dim))
-
-
-def keep_layers(model: PreTrainedModel, kept: list[int]) -> None:
-    """Keep only the encoder layers with these indices, in this order, in place."""
-    layers = layers_of(model)
-    model.set_submodule(family_of(model).layers, nn.ModuleList([layers[i] for i in kept]))
-    model.config.num_hidden_layers = len(kept)
 
 
 def model_inputs(model: PreTrainedModel, batch: dict) -> dict:
@@ -142,16 +107,31 @@ def model_inputs(model: PreTrainedModel, batch: dict) -> dict:
     return {name: torch.as_tensor(batch[name]).to(model.device, non_blocking=True) for name in names}
 
 
-def _load_pruned(folder: Path, hub_config: PretrainedConfig, attention: str, keep_head: bool) -> PreTrainedModel:
-    model = AutoModelForSequenceClassification.from_config(hub_config, attn_implementation=attention)
-    for index, (num_heads, num_neurons) in enumerate(hub_config.layer_shapes):
-        narrow_layer(model, index, torch.arange(num_heads), torch.arange(num_neurons))
-    state = load_file(folder / "model.safetensors")
-    if not keep_head:
-        output = family_of(model).head_output + "."
-        state |= {name: value for name, value in model.state_dict().items() if name.startswith(output)}
-    model.load_state_dict(state)
-    return model
+def _restart_classifier(model: PreTrainedModel) -> None:
+    """Draw the output layer anew: it was trained for other labels, if as many."""
+    output = model.get_submodule(family_of(model).head_output)
+    nn.init.normal_(output.weight, std=model.config.initializer_range)
+    nn.init.zeros_(output.bias)
+
+
+def _describe_shapes(model: PreTrainedModel) -> bool:
+    """Write the layers' shapes into the model's config, where its own keys do not say them; returns whether so."""
+    config, shapes = model.config, layer_shapes(model)
+    pruned = set(shapes) != {(config.num_attention_heads, _config_ffn_size(config))}
+    described = {
+        "layer_shapes": [list(shape) for shape in shapes],
+        "layer_paths": asdict(family_of(model)),
+        "auto_map": {
+            "AutoModelForSequenceClassification": "modeling_pruned."
+            + modeling_pruned.PRUNED_CLASSES[config.model_type].__name__
+        },
+    }
+    for key, value in described.items():
+        if pruned:
+            setattr(config, key, value)
+        elif hasattr(config, key):
+            delattr(config, key)
+    return pruned
 
 
 def _config_ffn_size(hub_config: PretrainedConfig) -> int:

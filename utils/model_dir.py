@@ -78,6 +78,7 @@ def write_model_dir(
         files = [*graphs, WEIGHTS, TOKENIZER]
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+        config.pop("auto_map", None)  # of a pruned checkpoint's PyTorch code, which is not needed here
         config["fastformers"] = made | {"files": hashes}
         write_json(folder / "config.json", config)
         labels = labels_of(hub_config)

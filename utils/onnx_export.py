@@ -14,10 +14,19 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from utils.cli import UserError, first_line
+from utils.engines import Engine, onnx_engine
 from utils.families import takes_token_types
 
 # Smaller weights stay in the graph; larger ones begin at a page of their own, so that they can be mapped into memory.
 SHARED_BYTES, PAGE = 1024, 4096
+
+
+def open_graph(graph: onnx.ModelProto, num_labels: int) -> Engine:
+    """A graph as an engine, with as many threads as the machine has cores."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        onnx.save(graph, path)
+        return onnx_engine(path, os.cpu_count() or 1, num_labels)
 
 
 def export_plain(model: PreTrainedModel) -> onnx.ModelProto:

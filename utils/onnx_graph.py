@@ -178,8 +178,13 @@ def _layer(
     name: str,
 ) -> str:
     """One encoder layer over the rows that `attend` returns a context for; `mask` is the mask's name, or empty."""
-    context, x = attend(graph, x, mask, parts, head_size, f"{name}.attention")
-    x = graph.skip_norm(context, parts["attention_output"], x, parts["attention_norm"], f"{name}.attention_norm")
+    output, norm = parts["attention_output"], parts["attention_norm"]
+    if output.in_features:
+        context, x = attend(graph, x, mask, parts, head_size, f"{name}.attention")
+        x = graph.skip_norm(context, output, x, norm, f"{name}.attention_norm")
+    else:  # no head was kept
+        x = _first_row(graph, x, name) if attend is _cls_attention else x
+        x = graph.sum_norm(x, graph.weight(-output.bias, f"{name}.no_attention"), norm, f"{name}.attention_norm")
     hidden = graph.linear(x, parts["ffn_input"].weight, parts["ffn_input"].bias, f"{name}.ffn_input")
     operator, domain = ACTIVATIONS[activation]
     hidden = graph.node(operator, [hidden], f"{name}.activation", domain)
@@ -209,14 +214,18 @@ def _cls_attention(
 ) -> tuple[str, str]:
     """Attention of the first row to all rows; returns the context and the row, both [batch, 1, ...]."""
     query, key, value = (parts[part] for part in ("query", "key", "value"))
-    start, end = (graph.weight(np.array([i]), f"{name}.{bound}") for i, bound in ((0, "start"), (1, "end")))
-    row = graph.node("Slice", [x, start, end, end], f"{name}.row")
+    row = _first_row(graph, x, name)
     queries = graph.linear(row, query.weight, query.bias, f"{name}.query")
     weight, bias = torch.cat([key.weight, value.weight]), torch.cat([key.bias, value.bias])
     keys = graph.node("Split", [graph.linear(x, weight, bias, f"{name}.key_value")], f"{name}.split", outputs=2, axis=2)
     inputs = [queries, keys, f"{keys}.1"] + ["", *mask] * bool(mask)
     num_heads = query.out_features // head_size
     return graph.node("MultiHeadAttention", inputs, name, MICROSOFT, num_heads=num_heads), row
+
+
+def _first_row(graph: _Graph, x: str, name: str) -> str:
+    start, end = (graph.weight(np.array([i]), f"{name}.{bound}") for i, bound in ((0, "start"), (1, "end")))
+    return graph.node("Slice", [x, start, end, end], f"{name}.row")
 
 
 def _head(graph: _Graph, model: PreTrainedModel, family: Family, x: str) -> None:

@@ -5,7 +5,8 @@ layer. Here the whole projection is fitted, as channel pruning does (He et al. 2
 the normal equations are of the projection's own size, and closer.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -18,8 +19,23 @@ from utils.model import model_inputs
 RIDGE = 0.01
 
 
+@dataclass
+class _Batch:
+    """One batch on its way through both models, layer by layer."""
+
+    used: torch.Tensor  # [rows, length], where there is a token
+    mine: torch.Tensor  # the pruned model's states before the layer, [rows, length, hidden]
+    whole: torch.Tensor
+    more: tuple  # the layer's other arguments, such as the attention mask
+    named: dict
+
+
 def recover(
-    pruned: PreTrainedModel, whole: PreTrainedModel, batches: Callable[[], Iterable[dict]], ridge: float = RIDGE
+    pruned: PreTrainedModel,
+    whole: PreTrainedModel,
+    batches: Iterable[dict],
+    ridge: float = RIDGE,
+    hidden_kept: torch.Tensor | None = None,
 ) -> None:
     """Fit the attention and FFN output projections of `pruned`, in place, from the first layer to the last.
 
@@ -27,75 +43,86 @@ def recover(
     states that the layers fitted before give.
 
     Args:
-        batches: gives the same batches of `utils.data.collate` again at every call.
+        batches: of `utils.data.collate`; their states in both models are held in memory.
+        hidden_kept: the hidden units that `pruned` has of those of `whole`, where not all.
     """
     family = family_of(pruned)
+    columns = slice(None) if hidden_kept is None else hidden_kept
+    states = [_enter(pruned, whole, batch) for batch in batches]
     layers = list(zip(layers_of(pruned), layers_of(whole), strict=True))
     for index, (mine, original) in enumerate(layers):
-        for output, norm in ((family.attention_output, family.attention_norm), (family.ffn_output, family.ffn_norm)):
-            _fit(
-                _Probe(pruned, mine.get_submodule(output), mine.get_submodule(norm)),
-                _Probe(whole, original.get_submodule(output), original.get_submodule(norm)),
-                batches(),
-                # Only the first row of the last layer reaches the classifier.
-                first_rows=index == len(layers) - 1,
-                ridge=ridge,
-            )
+        wanted = []
+        for batch in states:
+            seen, batch.whole = _run(original, batch.whole, batch, (family.attention_norm, family.ffn_norm))
+            wanted.append([total[..., columns] for total in seen])
+            if index == len(layers) - 1:
+                batch.used[:, 1:] = False  # only the first row of the last layer reaches the classifier
+        for part, (output, norm) in enumerate(
+            [(family.attention_output, family.attention_norm), (family.ffn_output, family.ffn_norm)]
+        ):
+            projection = mine.get_submodule(output)
+            gram, moment = 0, 0
+            for batch, targets in zip(states, wanted, strict=True):
+                (features, total), _ = _run(mine, batch.mine, batch, (output, norm))
+                rows = features[batch.used]
+                rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+                gram = gram + (rows.T @ rows).cpu().double()  # not every device has doubles
+                moment = moment + (rows.T @ (targets[part] - total)[batch.used]).cpu().double()
+            _change(projection, gram, moment, ridge)
+        for batch in states:
+            _, batch.mine = _run(mine, batch.mine, batch, ())
 
 
-class _Stop(Exception):
-    """The part of the model that is looked at has been computed."""
+def _enter(pruned: PreTrainedModel, whole: PreTrainedModel, batch: dict) -> _Batch:
+    """What the first layers of both models get of a batch."""
 
+    class Stop(Exception):
+        pass
 
-class _Probe:
-    """Runs a model up to one layer norm; returns a projection's input and output, and the layer norm's input."""
+    def first_layer(module: nn.Module, arguments: tuple, named: dict) -> None:
+        raise Stop(arguments, named)
 
-    def __init__(self, model: PreTrainedModel, projection: nn.Linear, norm: nn.LayerNorm) -> None:
-        self.model, self.projection, self.norm = model, projection, norm
-
-    def __call__(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        seen: dict[str, torch.Tensor] = {}
-
-        def at_projection(module: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
-            seen["features"], seen["projected"] = arguments[0], output
-
-        def at_norm(module: nn.Module, arguments: tuple) -> None:
-            seen["sum"] = arguments[0]
-            raise _Stop
-
-        hooks = [
-            self.projection.register_forward_hook(at_projection),
-            self.norm.register_forward_pre_hook(at_norm),
-        ]
+    entered = []
+    for model in (pruned, whole):
+        hook = layers_of(model)[0].register_forward_pre_hook(first_layer, with_kwargs=True)
         try:
             with torch.inference_mode():
-                self.model(**model_inputs(self.model, batch))
-        except _Stop:
-            pass
+                model(**model_inputs(model, batch))
+        except Stop as stop:
+            entered.append(stop.args)
         finally:
-            for hook in hooks:
-                hook.remove()
-        return seen["features"], seen["projected"], seen["sum"]
+            hook.remove()
+    ((mine, *more), named), ((original, *_), _) = entered
+    used = torch.as_tensor(batch["attention_mask"]).bool().to(mine.device)
+    return _Batch(used, mine, original, tuple(more), named)
 
 
-def _fit(mine: _Probe, original: _Probe, batches: Iterable[dict], first_rows: bool, ridge: float) -> None:
-    """Least squares for the change of one projection's weight and bias."""
-    width = mine.projection.in_features + 1  # and the bias
-    gram = torch.zeros(width, width, dtype=torch.float64)
-    moment = torch.zeros(width, mine.projection.out_features, dtype=torch.float64)
-    for batch in batches:
-        features, _, total = mine(batch)
-        missing = original(batch)[2] - total
-        used = torch.as_tensor(batch["attention_mask"]).bool()
-        if first_rows:
-            used[:, 1:] = False
-        used = used.to(features.device)
-        rows = torch.cat([features[used], torch.ones_like(features[used][:, :1])], dim=1)
-        gram += (rows.T @ rows).double().cpu()
-        moment += (rows.T @ missing[used]).double().cpu()
-    gram.diagonal()[:-1] += ridge * gram.diagonal()[:-1].mean()
-    gram.diagonal()[-1] += ridge * gram.diagonal()[-1]
-    change = torch.linalg.solve(gram, moment).float().to(mine.projection.weight.device)
+def _run(layer: nn.Module, x: torch.Tensor, batch: _Batch, paths: tuple[str, ...]) -> tuple[list, torch.Tensor]:
+    """Run one layer on states `x`; returns the inputs of its parts `paths`, and its output."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(path: str):
+        def hook(module: nn.Module, arguments: tuple) -> None:
+            seen[path] = arguments[0]
+
+        return hook
+
+    hooks = [layer.get_submodule(path).register_forward_pre_hook(keep(path)) for path in paths]
+    try:
+        with torch.inference_mode():
+            output = layer(x, *batch.more, **batch.named)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [seen[path] for path in paths], output
+
+
+def _change(projection: nn.Linear, gram: torch.Tensor, moment: torch.Tensor, ridge: float) -> None:
+    """Add the least-squares change of weight and bias: gram [inputs + 1, inputs + 1], moment [inputs + 1, outputs]."""
+    diagonal = gram.diagonal()
+    diagonal[:-1] += ridge * diagonal[:-1].mean()
+    diagonal[-1] += ridge * diagonal[-1]
+    change = torch.linalg.solve(gram, moment).float().to(projection.weight.device)
     with torch.no_grad():
-        mine.projection.weight += change[:-1].T
-        mine.projection.bias += change[-1]
+        projection.weight += change[:-1].T
+        projection.bias += change[-1]

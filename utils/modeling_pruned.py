@@ -1,0 +1,97 @@
+"""Pruned classifiers for plain transformers: this file is saved beside the weights of every pruned checkpoint.
+
+    AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+
+transformers builds every layer alike, from config.json's hidden_size, num_attention_heads and intermediate_size. Here
+they get the shapes that pruning left, which config.json lists too: `layer_shapes` holds (attention heads, FFN neurons)
+of every layer, `layer_paths` the names of a layer's parts in this family. It must not import anything but torch and
+transformers.
+"""
+
+import torch
+from torch import nn
+from transformers import (
+    BertForSequenceClassification,
+    DistilBertForSequenceClassification,
+    ElectraForSequenceClassification,
+    PreTrainedModel,
+    RobertaForSequenceClassification,
+)
+
+
+class NoAttention(nn.Module):
+    """Takes the place of a self-attention whose heads were all pruned: of its output only a bias is left."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        # By their old names, as the checkpoint and the search for a layer's parts know them.
+        for name, child in attention.named_children():
+            self.add_module(name, child)
+
+    def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, None]:
+        context = hidden_states.new_zeros(*hidden_states.shape[:-1], 0)
+        # DistilBERT's self-attention includes its output projection, the others' do not.
+        return (self.out_lin(context) if hasattr(self, "out_lin") else context), None
+
+
+def shape_layers(model: PreTrainedModel) -> None:
+    """Give the layers of a freshly built model the shapes in its config, in place."""
+    paths, config = model.config.layer_paths, model.config
+    head_size = config.hidden_size // config.num_attention_heads
+    for layer, (num_heads, num_neurons) in zip(model.get_submodule(paths["layers"]), config.layer_shapes, strict=True):
+        width, hidden = num_heads * head_size, config.hidden_size
+        for part, outputs, inputs in [
+            ("query", width, hidden),
+            ("key", width, hidden),
+            ("value", width, hidden),
+            ("attention_output", hidden, width),
+            ("ffn_input", num_neurons, hidden),
+            ("ffn_output", hidden, num_neurons),
+        ]:
+            linear = layer.get_submodule(paths[part])
+            resize_linear(linear, linear.weight.new_empty(outputs, inputs), linear.bias.new_empty(outputs))
+        if not num_heads:
+            drop_attention(layer, paths["self_attention"])
+
+
+def resize_linear(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Give a Linear another weight [outputs, inputs] and bias [outputs], in place."""
+    linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+    linear.out_features, linear.in_features = weight.shape
+
+
+def drop_attention(layer: nn.Module, path: str) -> None:
+    """Replace the self-attention of a layer that has no heads, in place."""
+    layer.set_submodule(path, NoAttention(layer.get_submodule(path)))
+
+
+class PrunedBertForSequenceClassification(BertForSequenceClassification):
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        shape_layers(self)
+
+
+class PrunedRobertaForSequenceClassification(RobertaForSequenceClassification):
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        shape_layers(self)
+
+
+class PrunedDistilBertForSequenceClassification(DistilBertForSequenceClassification):
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        shape_layers(self)
+
+
+class PrunedElectraForSequenceClassification(ElectraForSequenceClassification):
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        shape_layers(self)
+
+
+PRUNED_CLASSES = {
+    "bert": PrunedBertForSequenceClassification,
+    "roberta": PrunedRobertaForSequenceClassification,
+    "distilbert": PrunedDistilBertForSequenceClassification,
+    "electra": PrunedElectraForSequenceClassification,
+}
