@@ -1,0 +1,259 @@
+"""Ways to prune one checkpoint without training, over a range of budgets: accuracy, int8 latency, seconds taken.
+
+    python -m benchmarks.pruning --config=configs/config-bert-cls.json --data_dir=data/movie-reviews \\
+        --bert_output_dir=runs/demo/teacher --student_dir=runs/demo/student \\
+        --textpruner_python=.venv-textpruner/bin/python
+
+Every way keeps the same share of the layers' multiply-adds; benchmarks/README.md says what each does. Then the steps
+that train or time: see benchmarks/pruning_steps.py. Needs an otherwise idle machine. What is finished is kept in
+--work_dir, and an interrupted run continues. The results are results/pruning.json, .csv and .png; the last lines say
+which targets are met.
+"""
+
+import argparse
+import copy
+import csv
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import torch
+from accelerate.utils import set_seed
+from transformers import PreTrainedModel
+
+from benchmarks.pruning_steps import measure_steps
+from benchmarks.results import target_line
+from utils.arguments import add_data_options, script_parser
+from utils.budget import NEURON_STEP, head_macs, neuron_macs, spread
+from utils.checkpoint import load_tokenizer
+from utils.cli import run
+from utils.config import load_config
+from utils.data import Data, collate, lengths, load_data, shuffled_batches
+from utils.families import head_size_of, layer_shapes
+from utils.files import atomic_file, write_json
+from utils.importance import first_order, fisher, magnitudes, mask_gradients, most_important, random_scores, rearranged
+from utils.latency import Shapes, measure_latencies, shaped
+from utils.machine import describe_machine
+from utils.model import load_model
+from utils.narrow import narrow_layer
+from utils.recovery import recover
+from utils.training import make_accelerator, predict, score
+
+FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+METHODS = ("random", "magnitude", "first order, uniform", "first order, uneven", "Fisher, uneven")
+RECOVERED = ", recovered"
+OURS, PEER = "Fisher, uneven" + RECOVERED, "TextPruner"
+# In the order of what would be missed most in an interrupted run.
+ORDER = (OURS, PEER, *METHODS, *(method + RECOVERED for method in METHODS[::-1]))
+ROWS, BATCH = 2048, 32
+
+
+def parse_args() -> argparse.Namespace:
+    parser = script_parser(__doc__)
+    add_data_options(parser)
+    parser.add_argument("--bert_output_dir", required=True, help="checkpoint folder of the model to prune")
+    parser.add_argument("--student_dir", required=True, help="checkpoint folder of its student, for the later steps")
+    parser.add_argument("--textpruner_python", help="Python of a virtual environment with TextPruner; else left out")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/benchmarks/pruning"), help="for what is finished")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the choice of rows, and of random pruning")
+    return parser.parse_args()
+
+
+def kept_macs(model: PreTrainedModel, shapes: Shapes, length: float) -> float:
+    """Share of the multiply-adds of all layers of `model` that layers of these shapes do."""
+    head, neuron = (
+        head_macs(model.config.hidden_size, head_size_of(model), length),
+        neuron_macs(model.config.hidden_size),
+    )
+    left, whole = (sum(h * head + n * neuron for h, n in each) for each in (shapes, layer_shapes(model)))
+    return left / whole
+
+
+def plan(model: PreTrainedModel, method: str, scores: tuple, fraction: float, length: float) -> Shapes:
+    """(heads, neurons) of every layer at `fraction` of the multiply-adds."""
+    hidden, whole = model.config.hidden_size, layer_shapes(model)
+    head, neuron = head_macs(hidden, head_size_of(model), length), neuron_macs(hidden)
+    if "uneven" in method:
+        return spread(*scores, [head] * len(whole), [neuron] * len(whole), fraction)
+    shapes = []
+    for num_heads, num_neurons in whole:
+        heads = max(1, round(fraction * num_heads))
+        neurons = (fraction * (num_heads * head + num_neurons * neuron) - heads * head) / neuron
+        shapes.append((heads, min(num_neurons, max(1, round(neurons / NEURON_STEP)) * NEURON_STEP)))
+    return shapes
+
+
+def prune(model: PreTrainedModel, method: str, fraction: float, rows: list[dict], gradients: tuple, seed: int) -> dict:
+    """Prune a copy of `model`; returns it, and the seconds it took without those for the gradients."""
+    start = time.perf_counter()
+    length = sum(float(batch["attention_mask"].sum()) for batch in rows) / sum(len(batch["labels"]) for batch in rows)
+    kind = method.removesuffix(RECOVERED)
+    if kind == "random":
+        scores = random_scores(model, seed)
+    elif kind == "magnitude":
+        scores = magnitudes(model)
+    else:
+        scores = tuple([(fisher if "Fisher" in kind else first_order)(layer) for layer in part] for part in gradients)
+    pruned = copy.deepcopy(model)
+    for index, counts in enumerate(plan(model, kind, scores, fraction, length)):
+        if "Fisher" in kind:
+            kept = [rearranged(part[index], count) for part, count in zip(gradients, counts, strict=True)]
+        else:
+            kept = [most_important(part[index], count) for part, count in zip(scores, counts, strict=True)]
+        narrow_layer(pruned, index, *kept)
+    if method.endswith(RECOVERED):
+        recover(pruned, model, rows)
+    return {"model": pruned, "seconds": time.perf_counter() - start}
+
+
+def run_textpruner(args: argparse.Namespace, rows: list[dict]) -> dict[float, dict]:
+    """What TextPruner keeps at every fraction: its `seconds`, and indices of `heads` and `neurons` of every layer."""
+    batches = args.work_dir / "batches.jsonl"
+    with open(batches, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps({name: array.tolist() for name, array in batch.items()}) + "\n" for batch in rows)
+    worker = Path(__file__).with_name("textpruner_worker.py")
+    command = [args.textpruner_python, worker, args.bert_output_dir, batches, *map(str, FRACTIONS)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return {kept["fraction"]: kept for kept in map(json.loads, done.stdout.splitlines())}
+
+
+def prune_as(model: PreTrainedModel, kept: dict) -> dict:
+    """As `prune`, with the heads and neurons that TextPruner keeps."""
+    pruned = copy.deepcopy(model)
+    for index, parts in enumerate(zip(kept["heads"], kept["neurons"], strict=True)):
+        narrow_layer(pruned, index, *map(torch.tensor, parts))
+    return {"model": pruned, "seconds": kept["seconds"]}
+
+
+def measure_methods(args: argparse.Namespace, model: PreTrainedModel, data: Data, rows: list[dict]) -> list[dict]:
+    """Accuracy on test.txt, shapes and seconds of every way and fraction; kept in work_dir one by one."""
+    accelerator, test = make_accelerator("cpu", "fp32"), data.splits["test"]
+    length = float(lengths(data.splits["train"]).mean())
+    gradients = gradient_seconds = peer = None
+    found = []
+    for method in ORDER:
+        for fraction in FRACTIONS:
+            path = args.work_dir / f"{method} {fraction}.json"
+            if not path.exists():
+                if method == PEER and not args.textpruner_python:
+                    continue
+                if method == PEER:
+                    peer = peer or run_textpruner(args, rows)
+                    made = prune_as(model, peer[fraction])
+                else:
+                    if gradients is None:
+                        start = time.perf_counter()
+                        gradients = mask_gradients(model, rows)
+                        gradient_seconds = time.perf_counter() - start
+                    made = prune(model, method, fraction, rows, gradients, args.seed)
+                    if method.split(",")[0] not in ("random", "magnitude"):
+                        made["seconds"] += gradient_seconds
+                pruned = made.pop("model")
+                accuracy = score(predict(pruned, test, accelerator, f"{method}, {fraction}"), test).accuracy
+                made |= {"accuracy": accuracy, "shapes": layer_shapes(pruned)}
+                write_json(path, made)
+                print(f"{method}, {fraction}: accuracy {accuracy:.4f}, {made['seconds']:.0f} s", flush=True)
+            made = json.loads(path.read_text(encoding="utf-8"))
+            macs = kept_macs(model, made["shapes"], length)
+            found.append({"method": method, "fraction": fraction, "macs": macs, **made})
+    return found
+
+
+def measure_shapes(args: argparse.Namespace, model: PreTrainedModel, data: Data, found: list[dict]) -> None:
+    """Add to each result the latency of its int8 graph as a share of the whole model's, timed side by side."""
+    for each in found:
+        name = "-".join(f"{heads}x{neurons}" for heads, neurons in each["shapes"])
+        path = args.work_dir / f"latency {name}.json"
+        if not path.exists():
+            whole, pruned = measure_latencies([model, shaped(model, each["shapes"])], data.splits["valid"])
+            write_json(path, pruned / whole)
+        each["latency"] = json.loads(path.read_text(encoding="utf-8"))
+
+
+def draw(found: list[dict], whole_accuracy: float, path: Path) -> None:
+    """Accuracy against the share of multiply-adds kept, a line each way."""
+    matplotlib.use("Agg")
+    figure, axes = plt.subplots(figsize=(9, 6))
+    for i, method in enumerate(METHODS):
+        for name, style in ((method + RECOVERED, "o-"), (method, "o:")):
+            points = sorted((each["fraction"], each["accuracy"]) for each in found if each["method"] == name)
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=f"C{i}", label=name)
+    points = sorted((each["fraction"], each["accuracy"]) for each in found if each["method"] == PEER)
+    if points:
+        axes.plot(*zip(*points, strict=True), "s-", color="black", label=PEER)
+    axes.axhline(whole_accuracy, color="grey", linewidth=1)
+    axes.text(FRACTIONS[-1], whole_accuracy, "not pruned", color="grey", va="bottom")
+    axes.set(xlabel="share of the layers' multiply-adds kept", ylabel="accuracy on test.txt, no training after pruning")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
+
+
+def targets(found: list[dict], whole_accuracy: float, steps: dict[str, float | None]) -> list[dict]:
+    """Every target's name, what was measured (None: nothing), what it needs, and whether it is met."""
+    by_name = {(each["method"], each["fraction"]): each for each in found}
+    ours = by_name.get((OURS, 0.6))
+    leads = {}
+    for other in (PEER, "magnitude", "random"):
+        margins = [
+            by_name[OURS, fraction]["accuracy"] - by_name[other, fraction]["accuracy"]
+            for fraction in FRACTIONS
+            if (OURS, fraction) in by_name and (other, fraction) in by_name
+        ]
+        leads[other] = min(margins) if len(margins) == len(FRACTIONS) else None
+    measured = [
+        ("accuracy_lost_at_0.6_of_macs", ours and whole_accuracy - ours["accuracy"], 0.01, True),
+        ("seconds_at_0.6_of_macs", ours and ours["seconds"], 180, True),
+        *((f"smallest_lead_on_{other.lower()}", lead, 0.0, False) for other, lead in leads.items()),
+        ("halved_student_accuracy_vs_teacher", steps.get("halved_accuracy"), 0.98, False),
+        ("halved_student_latency_vs_whole", steps.get("halved_latency"), 0.65, True),
+        ("latency_missed_at_target_0.5", steps.get("latency_missed"), 0.05, True),
+        ("file_saved_by_vocabulary", steps.get("vocabulary_saved"), 1 / 3, False),
+    ]
+    return [
+        {"target": name, "measured": value, "needs": needs, "at_most": at_most,
+         "met": value is not None and (value <= needs if at_most else value >= needs)}
+        for name, value, needs, at_most in measured
+    ]  # fmt: skip
+
+
+def main() -> None:
+    args = parse_args()
+    config = load_config(args.config)
+    data = load_data(args.data_dir, load_tokenizer(args.bert_output_dir, "--bert_output_dir"), config.n_ctx)
+    model = load_model(args.bert_output_dir, "--bert_output_dir", config, data.labels)
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    set_seed(args.seed)
+    train, test = data.splits["train"], data.splits["test"]
+    chosen = shuffled_batches(lengths(train), BATCH, args.seed)[: ROWS // BATCH]
+    rows = [collate(train, indices, model.config.pad_token_id) for indices in chosen]
+    whole = score(predict(model, test, make_accelerator("cpu", "fp32"), "whole"), test).accuracy
+    found = measure_methods(args, model, data, rows)
+    measure_shapes(args, model, data, found)
+    steps = measure_steps(args.work_dir, args.config, args.data_dir, args.bert_output_dir, args.student_dir)
+
+    results = Path(__file__).resolve().parent.parent / "results"
+    results.mkdir(exist_ok=True)
+    met = targets(found, whole, steps)
+    settings = {"checkpoint": args.bert_output_dir, "data_dir": args.data_dir, "rows": ROWS, "seed": args.seed}
+    write_json(results / "pruning.json", {
+        "machine": describe_machine(), "settings": settings, "whole_accuracy": whole, "pruned": found, "steps": steps,
+        "targets": met,
+    })  # fmt: skip
+    columns = ["method", "fraction", "macs", "accuracy", "latency", "seconds"]
+    with atomic_file(results / "pruning.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(found)
+    draw(found, whole, results / "pruning.png")
+    for target in met:
+        print(target_line(target))
+
+
+if __name__ == "__main__":
+    run(main)
