@@ -1,6 +1,7 @@
 # make demo          the whole recipe on 10,070 movie reviews; QUICK=1: on 1,000 of them
 # make test          the test suite
 # make test-slow     the tests that need the default encoder
+# make lint          ruff and mypy
 
 # A first import compiles each module once, instead of pip compiling all of the packages' files.
 export PYTHONDONTWRITEBYTECODE =
@@ -23,7 +24,7 @@ ENCODER = embeddings/all-MiniLM-L6-v2
 CONFIG = configs/config-bert-cls.json
 COMMON = --config=$(CONFIG) --data_dir=$(DATA)
 
-.PHONY: demo test test-slow
+.PHONY: demo test test-slow lint
 .DELETE_ON_ERROR:
 
 demo: $(RUN)/report.json
@@ -36,6 +37,11 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev $(ENCODER)/model.safetensors data/movie-reviews-1000/train.txt
 	$(PYTHON) -m pytest -q -m slow tests
+
+lint: $(VENV)/installed-dev
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 
 $(VENV)/installed: requirements.txt
 	@python3 -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed')"

@@ -103,8 +103,8 @@ def distillation_losses(
             theirs = teacher(**model_inputs(teacher, batch), **wanted)
         mask = inputs["attention_mask"]
         if states:
-            first_and_last = [[out.hidden_states[0], out.hidden_states[-1]] for out in (ours, theirs)]
-            losses = losses + args.state_loss_ratio * state_loss(*first_and_last, mask, args.state_loss)
+            our_states, their_states = ([out.hidden_states[0], out.hidden_states[-1]] for out in (ours, theirs))
+            losses = losses + args.state_loss_ratio * state_loss(our_states, their_states, mask, args.state_loss)
         if attentions:
             losses = losses + args.att_loss_ratio * attention_loss(ours.attentions, theirs.attentions, mask)
         return losses

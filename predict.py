@@ -11,6 +11,7 @@ Needs requirements-runtime.txt alone; `utils.runtime.Predictor` does the same fr
 """
 
 import argparse
+import io
 import itertools
 import json
 import os
@@ -67,7 +68,8 @@ def main() -> None:
         file = open(args.input or 0, "rb")
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error.strerror}): name a text file with --input") from error
-    sys.stdout.reconfigure(encoding="utf-8")  # as the input, whatever the system's own
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # as the input, whatever the system's own
     with file:
         predictor = Predictor(args.model_dir, args.num_threads)
         texts = read_texts(file, name)

@@ -201,7 +201,9 @@ def batches_of(args: argparse.Namespace, model: PreTrainedModel, train: datasets
         yield collate(train, indices, model.config.pad_token_id)
 
 
-def importance(args: argparse.Namespace, model: PreTrainedModel, gradients: tuple | None) -> tuple[Scores, Scores]:
+def importance(
+    args: argparse.Namespace, model: PreTrainedModel, gradients: tuple[Scores, Scores]
+) -> tuple[Scores, Scores]:
     """Scores of every head and neuron by --importance; `gradients` are of `mask_gradients`, where it needs them."""
     if args.importance == "magnitude":
         heads, neurons = magnitudes(model)
@@ -236,7 +238,8 @@ def planned_shapes(
 
 def cut_layers(args: argparse.Namespace, model: PreTrainedModel, data: Data, steps: int) -> None:
     """Keep the most important heads and neurons, in place, and fit what is left to what the whole model computed."""
-    train, gradients = data.splits["train"], None
+    train = data.splits["train"]
+    gradients: tuple[Scores, Scores] = [], []
     if args.importance in GRADIENT_SCORES:
         gradients = mask_gradients(model, batches_of(args, model, train, "importance"), args.importance_target)
     heads, neurons = importance(args, model, gradients)

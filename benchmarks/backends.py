@@ -18,7 +18,7 @@ class Backend:
 
     def __init__(self, path: str, num_threads: int, max_length: int, fixed_length: bool = False):
         self.path, self.num_threads = path, num_threads
-        self.tokenizer_options = {"truncation": True, "max_length": max_length}
+        self.tokenizer_options: dict[str, object] = {"truncation": True, "max_length": max_length}
         if fixed_length:
             self.tokenizer_options["padding"] = "max_length"
         self.fixed_length = max_length if fixed_length else None
@@ -111,7 +111,7 @@ class Optimum(Backend):
 
 
 class OpenVino(Backend):
-    hints = {}
+    hints: dict[str, str] = {}
 
     def open(self) -> None:
         from optimum.intel import OVModelForSequenceClassification

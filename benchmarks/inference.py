@@ -76,7 +76,7 @@ def measure_latency(setup: Setup, number: int) -> dict:
     """Latency of every timed row in every engine, taking turns; with fresh processes."""
     order = random.Random(setup.seed * 1000 + number)
     engines = list(setup.models)
-    latencies = {engine: {} for engine in engines}
+    latencies: dict[str, dict] = {engine: {} for engine in engines}
     with ExitStack() as stack:
         workers = {engine: stack.enter_context(Worker(setup, engine)) for engine in engines}
         for start in tqdm(range(0, setup.num_rows, ROWS_A_TURN), desc=f"latency, processes {number + 1}", disable=None):
@@ -155,7 +155,7 @@ def measure_all(setup: Setup, args: argparse.Namespace) -> dict[str, list]:
         ("memory", measure_memory, 1),
         ("million", measure_million, int(args.million)),
     ]
-    found = {}
+    found: dict[str, list] = {}
     for name, measure, count in plan:
         found[name] = []
         for number in range(count):

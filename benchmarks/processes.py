@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -83,14 +84,16 @@ class Worker:
             [model.python, "-m", "benchmarks.worker", json.dumps(settings)], cwd=ROOT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment | {"HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
+        assert self.process.stdin and self.process.stdout
+        self.input, self.output = self.process.stdin, self.process.stdout
         if mode == "serve":
             setup.versions[engine] = self.receive()["versions"]
 
     def send(self, command: str, **options) -> None:
         """Give the process something to measure."""
         try:
-            self.process.stdin.write(json.dumps({"command": command} | options) + "\n")
-            self.process.stdin.flush()
+            self.input.write(json.dumps({"command": command} | options) + "\n")
+            self.input.flush()
         except BrokenPipeError:
             self.fail()
 
@@ -100,7 +103,7 @@ class Worker:
         Raises:
             UserError: it ended without one.
         """
-        line = self.process.stdout.readline()
+        line = self.output.readline()
         if not line:
             self.fail()
         return json.loads(line)
@@ -120,8 +123,8 @@ class Worker:
     def __exit__(self, kind, *_) -> None:
         if kind:
             self.process.kill()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self.input.close()
+        self.output.close()
         self.process.wait()
         self.log.close()
 
@@ -173,7 +176,7 @@ def tokenized_rows(path: Path, tokenizer: Tokenizer, label_ids: dict[str, int]) 
     Raises:
         UserError: as `read_rows`, or the rows are pairs, or a label is not the checkpoint's.
     """
-    rows = []
+    rows: list[dict] = []
     for texts, label in read_rows(path):
         if len(texts) != 1 or label not in label_ids:
             raise UserError(f"{path}: row {len(rows) + 1} is a pair, or {label!r} is not a label of the checkpoint")
@@ -198,17 +201,22 @@ def make_models(args: argparse.Namespace, setup: Setup) -> Setup:
             continue
         folder = setup.work_dir / peer
         start = [python, "-m", "benchmarks.peers", peer, checkpoint, setup.work_dir / "calibration.jsonl"]
-        make_once(folder, lambda new, start=start: [*start, *(new / engine for engine in VENVS[start[3]])])
+        make_once(folder, partial(peer_command, start, engines))
         folders |= {engine: (folder / engine, python) for engine in engines}
     for precision in ("fp32", "int8"):
         folder = Path(getattr(args, f"ours_{precision}") or setup.work_dir / f"ours_{precision}").resolve()
-        make_once(folder, lambda new, precision=precision: our_command(args, new, precision))
+        make_once(folder, partial(our_command, args, precision=precision))
         folders[f"ours_{precision}"] = folder, sys.executable
     for engine, (folder, python) in folders.items():
         num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         setup.models[engine] = Model(folder, python, num_bytes)
     keep_partials(setup, args.fresh)
     return setup
+
+
+def peer_command(start: list, engines: Iterable[str], folder: Path) -> list:
+    """The command that makes the models of `engines` in `folder`."""
+    return [*start, *(folder / engine for engine in engines)]
 
 
 def our_command(args: argparse.Namespace, folder: Path, precision: str) -> list:

@@ -17,6 +17,7 @@ import json
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -77,12 +78,13 @@ def plan(model: PreTrainedModel, method: str, scores: tuple, fraction: float, le
     hidden, whole = model.config.hidden_size, layer_shapes(model)
     head, neuron = head_macs(hidden, head_size_of(model), length), neuron_macs(hidden)
     if "uneven" in method:
-        return spread(*scores, [head] * len(whole), [neuron] * len(whole), fraction)
+        heads, neurons = scores
+        return spread(heads, neurons, [head] * len(whole), [neuron] * len(whole), fraction)
     shapes = []
     for num_heads, num_neurons in whole:
-        heads = max(1, round(fraction * num_heads))
-        neurons = (fraction * (num_heads * head + num_neurons * neuron) - heads * head) / neuron
-        shapes.append((heads, min(num_neurons, max(1, round(neurons / NEURON_STEP)) * NEURON_STEP)))
+        kept_heads = max(1, round(fraction * num_heads))
+        kept_neurons = (fraction * (num_heads * head + num_neurons * neuron) - kept_heads * head) / neuron
+        shapes.append((kept_heads, min(num_neurons, max(1, round(kept_neurons / NEURON_STEP)) * NEURON_STEP)))
     return shapes
 
 
@@ -96,7 +98,8 @@ def prune(model: PreTrainedModel, method: str, fraction: float, rows: list[dict]
     elif kind == "magnitude":
         scores = magnitudes(model)
     else:
-        scores = tuple([(fisher if "Fisher" in kind else first_order)(layer) for layer in part] for part in gradients)
+        score_units = fisher if "Fisher" in kind else first_order
+        scores = [score_units(layer) for layer in gradients[0]], [score_units(layer) for layer in gradients[1]]
     pruned = copy.deepcopy(model)
     for index, counts in enumerate(plan(model, kind, scores, fraction, length)):
         if "Fisher" in kind:
@@ -194,7 +197,7 @@ def draw(found: list[dict], whole_accuracy: float, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
 
 
-def targets(found: list[dict], whole_accuracy: float, steps: dict[str, float | None]) -> list[dict]:
+def targets(found: list[dict], whole_accuracy: float, steps: dict[str, Any]) -> list[dict]:
     """Every target's name, what was measured (None: nothing), what it needs, and whether it is met."""
     by_name = {(each["method"], each["fraction"]): each for each in found}
     ours = by_name.get((OURS, 0.6))
@@ -207,8 +210,8 @@ def targets(found: list[dict], whole_accuracy: float, steps: dict[str, float | N
         ]
         leads[other] = min(margins) if len(margins) == len(FRACTIONS) else None
     measured = [
-        ("accuracy_lost_at_0.6_of_macs", ours and whole_accuracy - ours["accuracy"], 0.01, True),
-        ("seconds_at_0.6_of_macs", ours and ours["seconds"], 180, True),
+        ("accuracy_lost_at_0.6_of_macs", whole_accuracy - ours["accuracy"] if ours else None, 0.01, True),
+        ("seconds_at_0.6_of_macs", ours["seconds"] if ours else None, 180, True),
         *((f"smallest_lead_on_{other.lower()}", lead, 0.0, False) for other, lead in leads.items()),
         ("halved_student_accuracy_vs_teacher", steps.get("halved_accuracy"), 0.98, False),
         ("halved_student_latency_vs_whole", steps.get("halved_latency"), 0.65, True),

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from utils.checkpoint import load_tokenizer
 from utils.config import load_config
@@ -22,9 +23,7 @@ HALVED = [
 DISTILLATION = ["--kd_loss=mse", "--lr=2e-4", "--epoch=8", "--batch_size=64"]
 
 
-def measure_steps(
-    work_dir: Path, config_path: str, data_dir: str, teacher: str, student: str
-) -> dict[str, float | list[float]]:
+def measure_steps(work_dir: Path, config_path: str, data_dir: str, teacher: str, student: str) -> dict[str, Any]:
     """Accuracy and latency of a halved student, latency under --target_latency, file size without unused vocabulary.
 
     Checkpoints and files that an earlier run finished in `work_dir` are taken as they are.

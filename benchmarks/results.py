@@ -77,7 +77,8 @@ def throughput_results(rounds: list[dict]) -> dict:
         for path in ("text", "graph")
     }
     return {
-        path: {"per_s": max(each.values()), "at": max(each, key=each.get), "all": each} for path, each in rates.items()
+        path: {"per_s": max(each.values()), "at": max(each, key=lambda name: each[name]), "all": each}
+        for path, each in rates.items()
     }
 
 
@@ -99,7 +100,7 @@ def gemm_results(rounds: list[dict], ours: dict, latencies: list[dict], macs: np
     row_ms = np.median([measured["graph"] for measured in latencies], axis=0)
     return {
         "peak_per_s": peak,
-        "at": max(rates, key=rates.get),
+        "at": max(rates, key=rates.__getitem__),
         "all": rates,
         "fraction_batch_1": float(2 * macs.sum() / (row_ms.sum() / 1000) / peak),
         "fraction_best": float(2 * all_macs.mean() * ours["graph"]["per_s"] / peak),

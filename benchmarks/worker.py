@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 
 WARMUP_ROWS = 10
 RSS_FIRST, RSS_EVERY = 10_000, 100_000
@@ -103,7 +104,10 @@ def serve(settings: dict, answer) -> None:
     if backend.fixed_length:
         every = timed  # all rows take the same time, and a long one
     answer({"versions": versions()})
-    commands = {"latencies": (latencies, timed), "throughput": (throughput, every)}
+    commands: dict[str, tuple[Callable[..., dict], list[dict]]] = {
+        "latencies": (latencies, timed),
+        "throughput": (throughput, every),
+    }
     for line in sys.stdin:
         command = json.loads(line)
         measure, rows = commands[command.pop("command")]

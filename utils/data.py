@@ -75,7 +75,9 @@ def read_labels(data_dir: Path) -> tuple[list[str], dict[str, int]]:
     Raises:
         UserError: as `read_rows`, a label that train.txt lacks, one label only, or pairs in one file but not all.
     """
-    counts, columns, seen = {}, {}, {}
+    counts: dict[str, int] = {}
+    columns: dict[str, int] = {}
+    seen: dict[str, None] = {}  # a set in the order of their first rows
     for split in SPLITS:
         path = data_dir / f"{split}.txt"
         counts[split] = 0

@@ -8,7 +8,7 @@ Paths of a layer's parts are relative to the layer, the others to the classifica
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.cli import UserError
 
@@ -40,7 +40,7 @@ class Family:
     positions_follow_padding: bool = False
 
 
-BERT_LAYER = dict(
+BERT_LAYER: dict[str, Any] = dict(
     self_attention="attention.self",
     query="attention.self.query",
     key="attention.self.key",

@@ -83,7 +83,7 @@ def hub_errors(what: str, by_hand: str, *others: type[Exception]) -> Iterator[No
     try:
         yield
     # HfHubHTTPError, ConnectionError and DatasetNotFoundError are OSErrors.
-    except (OSError, ValueError, HTTPError, *others) as error:
+    except (OSError, ValueError, HTTPError, *others) as error:  # type: ignore[misc]  # a tuple with a star
         reason = first_line(error)
         failure = f"{what} cannot be fetched from the Hugging Face hub ({reason})"
         mend = (

@@ -109,7 +109,7 @@ def _take(next_batch) -> int:
         return next_batch.value - 1
 
 
-def _start_without_script(process: multiprocessing.Process) -> None:
+def _start_without_script(process: multiprocessing.process.BaseProcess) -> None:
     # A spawned process imports the running script anew, and PyTorch with it, unless there is none, as in an interactive
     # session: seconds, and hundreds of megabytes, that an instance of an ONNX file has no use for.
     script = sys.modules["__main__"]
@@ -131,9 +131,10 @@ def _send_all(connections: list[Connection], value: object, processes: list) -> 
 
 def _receive_all(connections: list[Connection], processes: list) -> list:
     """One answer of each, whoever answers first; the death of one ends the wait for the others."""
-    answers = {}
+    answers: dict[Connection, object] = {}
     while len(answers) < len(connections):
-        for connection in wait([connection for connection in connections if connection not in answers]):
+        ready = wait([connection for connection in connections if connection not in answers])
+        for connection in (connection for connection in connections if connection in ready):
             try:
                 answer = connection.recv()
             except (EOFError, OSError) as error:
@@ -144,7 +145,7 @@ def _receive_all(connections: list[Connection], processes: list) -> list:
     return [answers[connection] for connection in connections]
 
 
-def _died(process: multiprocessing.Process, num_instances: int) -> UserError:
+def _died(process: multiprocessing.process.BaseProcess, num_instances: int) -> UserError:
     process.join(ENDED_SECONDS)
     if process.exitcode is not None and process.exitcode < 0:
         return UserError(

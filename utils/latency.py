@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from dataclasses import dataclass
 
 import datasets
@@ -109,20 +110,19 @@ def fit_latency(
         table.whole, 1000 * table.heads[0], NEURON_STEP, 1000 * NEURON_STEP * table.neurons[0],
         1000 * table.heads[-1], 1000 * NEURON_STEP * table.neurons[-1], table.rest,
     )  # fmt: skip
-    aim, best = fraction, None
+    aim, best = fraction, (math.inf, layer_shapes(model))
     for _ in range(ATTEMPTS):
         share = (aim * table.whole - table.rest) / (table.whole - table.rest)
         try:
             shapes = spread(heads, neurons, table.heads, table.neurons, min(share, 1.0))
         except UserError as error:
-            if best:
+            if best[0] < math.inf:
                 break
             raise UserError(f"a latency of {fraction:g} of the whole model's cannot be reached: {error}") from error
         whole, smaller = measure_latencies([model, shaped(model, shapes)], split)
         logger.info("[Latency] : planned %.3f, measured %.3f of the whole model's", aim, smaller / whole)
         missed = smaller / whole - fraction
-        if best is None or abs(missed) < abs(best[0]):
-            best = missed, shapes
+        best = min(best, (abs(missed), shapes))
         if abs(missed) <= CLOSE_ENOUGH:
             break
         aim -= missed

@@ -7,6 +7,7 @@ config.json lists them, and the folder holds the code that builds such a model: 
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -50,7 +51,9 @@ def load_model(
     try:
         pruned = getattr(hub_config, "layer_shapes", None)
         # The code in the folder is not run: this project's own is the same.
-        kind = modeling_pruned.PRUNED_CLASSES[hub_config.model_type] if pruned else AutoModelForSequenceClassification
+        kind: Any = (
+            modeling_pruned.PRUNED_CLASSES[hub_config.model_type] if pruned else AutoModelForSequenceClassification
+        )
         model, loading = kind.from_pretrained(
             name_or_path, config=hub_config, attn_implementation=attention, dtype=torch.float32,
             ignore_mismatched_sizes=new_head, output_loading_info=True,

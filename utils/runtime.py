@@ -183,8 +183,9 @@ def _read_config(path: Path) -> tuple[list[str], int, dict[str, str]]:
     if not isinstance(config, dict) or "fastformers" not in config:
         raise UserError(f"{path} does not belong to a model folder: {NOT_ONE}")
     names = config.get("id2label")
-    labels = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else []
-    if not labels or not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+    found = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else []
+    labels = [label for label in found if isinstance(label, str)]
+    if not found or len(set(labels)) < len(found):
         raise UserError(f"{path}: id2label must name every id from 0 on, each differently: {AGAIN}")
     own = config["fastformers"] if isinstance(config["fastformers"], dict) else {}
     n_ctx, hashes = own.get("n_ctx"), own.get("files")

@@ -38,24 +38,24 @@ def prepare_tokenizer(tokenizer: Tokenizer) -> Tokenizers:
 
 def tokenize(tokenizers: Tokenizers, texts: list[Text], n_ctx: int) -> list[Row]:
     """Tokenize texts and pairs, each at its own length, truncated to n_ctx tokens, the longer text of a pair first."""
-    plain, whole = {}, {}
+    plain: dict[int, Text] = {}
+    whole: dict[int, Text] = {}
     for i, text in enumerate(texts):
-        if _is_plain(text, tokenizers):
+        if isinstance(text, str) and _is_plain(text, tokenizers):
             plain[i] = text.lower() if tokenizers.lower else text
         else:
             whole[i] = text
     rows: dict[int, Row] = {}
     for tokenizer, part in ((tokenizers.plain, plain), (tokenizers.whole, whole)):
-        if part:
+        if tokenizer and part:
             for i, encoding in zip(part, _encodings(tokenizer, list(part.values())), strict=True):
                 rows[i] = _truncated(encoding, n_ctx)
     return [rows[i] for i in range(len(texts))]
 
 
-def _is_plain(text: Text, tokenizers: Tokenizers) -> bool:
+def _is_plain(text: str, tokenizers: Tokenizers) -> bool:
     return (
         tokenizers.plain is not None
-        and isinstance(text, str)
         and text.isascii()
         and text.isprintable()
         and not any(token in text for token in tokenizers.added_tokens)

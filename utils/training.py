@@ -148,7 +148,7 @@ def train(
     plain = model
     model, optimizer = accelerator.prepare(model, optimizer)
 
-    best = None
+    best: Score | None = None
     for epoch in range(settings.epochs):
         model.train()
         batches = _epoch_batches(row_lengths, settings, epoch, processes)
@@ -181,6 +181,7 @@ def train(
             if accelerator.is_main_process:
                 save(plain)
     accelerator.wait_for_everyone()
+    assert best, "at least one epoch"
     return best
 
 
