@@ -7,7 +7,8 @@
 Heads and neurons are ranked by the gradient of the loss with respect to a mask on each, over rows of train.txt
 (--importance), and the best ones are rewired into smaller dense layers: the same shape in every layer, or, with
 --target_macs=0.6 or --target_latency=0.6, as uneven as it is best. A layer that keeps no head loses its attention, and
-is left with its FFN. --recover then fits what is left, without training, to the states of the whole model.
+is left with its FFN. What is left is then fitted, without training, to the states of the whole model: --no-recover
+leaves that out.
 --iterations=3 gets to the targets in 3 steps, with an epoch of distillation from the whole model after each.
 
 --keep_layers 1,3,5 (or --target_num_layers 3: the last layer of each of 3 equal blocks) makes a student out of any
@@ -105,9 +106,9 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     group = parser.add_argument_group("what to keep")
     group.add_argument(
-        "--importance", choices=[*GRADIENT_SCORES, "magnitude", "random"], default="first_order",
-        help="what ranks heads and neurons: gradients of a mask (fisher: squared, and heads or neurons of a layer "
-        "judged together), or the baselines",
+        "--importance", choices=[*GRADIENT_SCORES, "magnitude", "random"], default="fisher",
+        help="what ranks heads and neurons: gradients of a mask (first_order: as published; fisher: squared, heads or "
+        "neurons of a layer judged together), or the baselines",
     )  # fmt: skip
     group.add_argument(
         "--importance_target", choices=["labels", "logits"], default="labels",
@@ -116,7 +117,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--normalize_importance", action="store_true", help="make every layer's scores sum to 1")
     group.add_argument("--importance_rows", type=positive_int, default=2048, help="rows of train.txt to rank on")
     group.add_argument(
-        "--recover", action="store_true",
+        "--recover", action=argparse.BooleanOptionalAction, default=True,
         help="fit the output projections that are left to the whole model's states, on the same rows",
     )  # fmt: skip
     group.add_argument(

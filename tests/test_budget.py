@@ -31,10 +31,10 @@ def test_budget_counts_what_a_layer_costs():
 
 
 @pytest.mark.parametrize("options", [
-    ["--importance=first_order"],
-    ["--importance=fisher", "--importance_target=logits", "--recover"],
+    ["--importance=first_order", "--no-recover"],
+    ["--importance=fisher", "--importance_target=logits"],
     ["--importance=magnitude", "--normalize_importance"],
-    ["--importance=random", "--recover"],
+    ["--importance=random"],
 ])  # fmt: skip
 def test_uneven_budget_on_the_command_line(trained, options):
     code, stderr = trained.prune("--target_macs=0.6", *options)
@@ -50,7 +50,7 @@ def test_uneven_budget_on_the_command_line(trained, options):
 @pytest.mark.parametrize("options, shapes", [
     (["--target_num_heads=0"], [(0, 64), (0, 64)]),
     (["--target_num_heads=1", "--target_ffn_dim=24", "--iterations=3", "--lr=1e-3"], [(1, 24), (1, 24)]),
-    (["--target_hidden_size=16", "--recover"], [(4, 64), (4, 64)]),
+    (["--target_hidden_size=16"], [(4, 64), (4, 64)]),
     (["--target_hidden_size=8", "--target_ffn_dim=10", "--iterations=2"], [(4, 10), (4, 10)]),
 ])  # fmt: skip
 def test_other_targets_on_the_command_line(trained, options, shapes):
