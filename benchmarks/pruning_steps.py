@@ -14,12 +14,7 @@ from utils.files import atomic_folder
 from utils.latency import measure_latencies
 from utils.model import load_model
 
-HALVED = [
-    "--target_num_heads=6",
-    "--target_ffn_dim=768",
-    "--importance=fisher",
-    "--recover",
-]  # of MiniLM's 12 and 1,536
+HALVED = ["--target_num_heads=6", "--target_ffn_dim=768"]
 DISTILLATION = ["--kd_loss=mse", "--lr=2e-4", "--epoch=8", "--batch_size=64"]
 
 
