@@ -15,8 +15,8 @@ from utils.model import load_model
 from utils.runtime import Predictor
 
 
-def found(accuracy: float, p50: float, drift: float = 0.0) -> dict:
-    return {"accuracy": accuracy, "p50": p50, "drift": drift}
+def found(accuracy: float, p50: float, drift: float = 0.0, megabytes: float = 1.0) -> dict:
+    return {"accuracy": accuracy, "p50": p50, "drift": drift, "megabytes": megabytes}
 
 
 def test_choice():
@@ -27,6 +27,9 @@ def test_choice():
     # Within 10 % of the fastest, the closest to fp32.
     close = {"fp32": found(0.9, 4.0), "a": found(0.9, 1.0, 0.2), "b": found(0.9, 1.08, 0.1), "c": found(0.9, 1.12, 0.0)}
     assert choose(close, 0.005) == "b"
+    # But not at three times the size.
+    close["b"]["megabytes"] = 3.0
+    assert choose(close, 0.005) == "a"
 
 
 @pytest.fixture
