@@ -29,11 +29,11 @@ from utils.checkpoint import check_labels, load_hub_config, load_tokenizer
 from utils.cli import UserError, run
 from utils.config import Config, load_config
 from utils.data import batches_by_length, collate, lengths, load_data, row_labels
+from utils.devices import choose_device
 from utils.engines import Engine, onnx_engine, open_pytorch
 from utils.files import check_output_file, write_json
 from utils.instances import allowed_cores, serve
 from utils.timing import WARMUP_BATCHES, latency_summary, timed
-from utils.training import choose_device
 
 logger = logging.getLogger(__name__)
 

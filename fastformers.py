@@ -7,7 +7,8 @@
 
 The student learns from the teacher's logits (--kd_loss) and, where asked, from its hidden states and attention
 probabilities. It must tokenize as its teacher does; a good one to start from is some of the teacher's own layers
-(`prune.py --keep_layers`). The best epoch on valid.txt (--measure) is kept.
+(`prune.py --keep_layers`). The best epoch on valid.txt (--measure) is kept. The teacher's logits are kept beside the
+tokenized data, and computed once. Stopped or killed, the same command continues where it was.
 Several processes: `accelerate launch fastformers.py ...` or `torchrun --nproc_per_node=2 fastformers.py ...`.
 """
 
@@ -20,16 +21,28 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel
 
-from utils.arguments import add_data_options, add_training_options, ratio, script_parser
+from utils.arguments import (
+    add_data_options,
+    add_training_options,
+    deciding_flags,
+    ratio,
+    script_parser,
+    training_settings,
+)
 from utils.checkpoint import check_same_tokenizer, load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
 from utils.data import Data, load_data
+from utils.devices import make_accelerator
 from utils.families import layer_shapes
 from utils.files import check_output_file, check_output_folder
+from utils.labelling import teacher_logits
 from utils.losses import KD_LOSSES, attention_loss, state_loss
 from utils.model import load_model, model_inputs, save_checkpoint
-from utils.training import Settings, make_accelerator, predict, score, train
+from utils.resume import Unfinished, check_unfinished, fingerprint, hardware, unfinished_path
+from utils.scalars import scalars_into
+from utils.scoring import score
+from utils.training import train
 
 logger = logging.getLogger(__name__)
 
@@ -89,14 +102,13 @@ def distillation_losses(
 ) -> Callable:
     """The `row_losses` that training minimizes."""
     kd_loss = KD_LOSSES[args.kd_loss]
-    # In evaluation mode the teacher says the same of a row in every epoch, so it is asked once.
-    teacher_logits = predict(teacher, data.splits["train"], accelerator, "teacher")
+    wanted_logits = teacher_logits(teacher, data, "train", accelerator)
     states, attentions = args.state_loss_ratio > 0, args.att_loss_ratio > 0
 
     def row_losses(student, inputs, batch, rows):
         wanted = dict(output_hidden_states=states, output_attentions=attentions)
         ours = student(**inputs, **wanted)
-        losses = kd_loss(ours.logits.float(), teacher_logits[torch.as_tensor(rows)].to(ours.logits.device))
+        losses = kd_loss(ours.logits.float(), wanted_logits[torch.as_tensor(rows)].to(ours.logits.device))
         if not states and not attentions:
             return losses
         with torch.no_grad():
@@ -136,12 +148,16 @@ def main() -> None:
 
     accelerator = make_accelerator(args.device, args.precision)
     teacher.to(accelerator.device)
-    target = score(predict(teacher, data.splits["valid"], accelerator, "teacher"), data.splits["valid"])
+    contents = {flag: fingerprint(student), teacher_flag: fingerprint(teacher), "--data_dir": data.fingerprint}
+    flags = deciding_flags(args, contents | hardware(accelerator) | {"--teacher_model_path": None})
+    unfinished = Unfinished(unfinished_path(args.bert_output_dir), args.save_steps, flags)
+    check_unfinished(unfinished, accelerator, args.resume, args.overwrite)
+    target = score(teacher_logits(teacher, data, "valid", accelerator), data.splits["valid"])
     logger.info("[Teacher] : valid loss %.4f, valid accuracy %.4f", target.loss, target.accuracy)
-    settings = Settings(args.lr, args.epoch, args.batch_size, args.measure, args.seed)
     best = train(
-        student, data, distillation_losses(args, teacher, data, accelerator), settings, accelerator,
+        student, data, distillation_losses(args, teacher, data, accelerator), training_settings(args), accelerator,
         save=lambda model: save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path),
+        unfinished=unfinished, write_scalars=scalars_into(args.log_dir),
     )  # fmt: skip
     logger.info("[Best] : valid loss %.4f, valid accuracy %.4f: %s", best.loss, best.accuracy, args.bert_output_dir)
 

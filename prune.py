@@ -45,6 +45,7 @@ from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
 from utils.data import Data, collate, lengths, load_data, shuffled_batches
+from utils.devices import make_accelerator
 from utils.families import head_size_of, layer_shapes
 from utils.files import check_output_file, check_output_folder
 from utils.importance import (
@@ -64,7 +65,8 @@ from utils.losses import logits_mse
 from utils.model import load_model, save_checkpoint
 from utils.narrow import keep_layers, narrow_layer, narrow_width
 from utils.recovery import recover
-from utils.training import Settings, make_accelerator, predict, score, train
+from utils.scoring import predict, score
+from utils.training import Settings, train
 from utils.vocabulary import prune_embeddings, smaller_tokenizer, used_ids
 
 logger = logging.getLogger(__name__)

@@ -6,6 +6,7 @@
 
 Reads what preprocess.py wrote into data_dir. After each epoch the model is scored on valid.txt; the best one
 (--measure) is kept in --bert_output_dir, a standard transformers checkpoint, and in --save_path, its state dict.
+Stopped or killed, the same command continues where it was, and ends as if it had not been.
 Several processes: `accelerate launch train.py ...` or `torchrun --nproc_per_node=2 train.py ...`, same options.
 """
 
@@ -16,14 +17,23 @@ import torch.nn.functional as F
 from accelerate.utils import set_seed
 from torch import as_tensor
 
-from utils.arguments import add_data_options, add_training_options, script_parser
+from utils.arguments import (
+    add_data_options,
+    add_training_options,
+    deciding_flags,
+    script_parser,
+    training_settings,
+)
 from utils.checkpoint import load_tokenizer
 from utils.cli import run
 from utils.config import load_config
 from utils.data import load_data
+from utils.devices import make_accelerator
 from utils.files import check_output_file, check_output_folder
 from utils.model import load_model, save_checkpoint
-from utils.training import Settings, make_accelerator, train
+from utils.resume import Unfinished, check_unfinished, fingerprint, hardware, unfinished_path
+from utils.scalars import scalars_into
+from utils.training import train
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +67,14 @@ def main() -> None:
         return F.cross_entropy(logits, as_tensor(batch["labels"]).to(logits.device), reduction="none")
 
     accelerator = make_accelerator(args.device, args.precision)
-    settings = Settings(args.lr, args.epoch, args.batch_size, args.measure, args.seed)
+    contents = {"--data_dir": data.fingerprint, "--bert_model_name_or_path": fingerprint(model)}
+    flags = deciding_flags(args, contents | hardware(accelerator))
+    unfinished = Unfinished(unfinished_path(args.bert_output_dir), args.save_steps, flags)
+    check_unfinished(unfinished, accelerator, args.resume, args.overwrite)
     best = train(
-        model, data, row_losses, settings, accelerator,
+        model, data, row_losses, training_settings(args), accelerator,
         save=lambda model: save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path),
+        unfinished=unfinished, write_scalars=scalars_into(args.log_dir),
     )  # fmt: skip
     logger.info("[Best] : valid loss %.4f, valid accuracy %.4f: %s", best.loss, best.accuracy, args.bert_output_dir)
 

@@ -33,6 +33,7 @@ from utils.checkpoint import load_tokenizer
 from utils.cli import run
 from utils.config import load_config
 from utils.data import Data, collate, lengths, load_data, shuffled_batches
+from utils.devices import make_accelerator
 from utils.families import head_size_of, layer_shapes
 from utils.files import atomic_file, write_json
 from utils.importance import first_order, fisher, magnitudes, mask_gradients, most_important, random_scores, rearranged
@@ -41,7 +42,7 @@ from utils.machine import describe_machine
 from utils.model import load_model
 from utils.narrow import narrow_layer
 from utils.recovery import recover
-from utils.training import make_accelerator, predict, score
+from utils.scoring import predict, score
 
 FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 METHODS = ("random", "magnitude", "first order, uniform", "first order, uneven", "Fisher, uneven")
@@ -156,7 +157,7 @@ def measure_methods(args: argparse.Namespace, model: PreTrainedModel, data: Data
                         made["seconds"] += gradient_seconds
                 pruned = made.pop("model")
                 accuracy = score(predict(pruned, test, accelerator, f"{method}, {fraction}"), test).accuracy
-                made |= {"accuracy": accuracy, "shapes": layer_shapes(pruned)}
+                made |= {"accuracy": accuracy, "shapes": layer_shapes(pruned), "threads": torch.get_num_threads()}
                 write_json(path, made)
                 print(f"{method}, {fraction}: accuracy {accuracy:.4f}, {made['seconds']:.0f} s", flush=True)
             made = json.loads(path.read_text(encoding="utf-8"))
@@ -248,7 +249,7 @@ def main() -> None:
         "machine": describe_machine(), "settings": settings, "whole_accuracy": whole, "pruned": found, "steps": steps,
         "targets": met,
     })  # fmt: skip
-    columns = ["method", "fraction", "macs", "accuracy", "latency", "seconds"]
+    columns = ["method", "fraction", "macs", "accuracy", "latency", "seconds", "threads"]
     with atomic_file(results / "pruning.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()

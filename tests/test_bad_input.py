@@ -150,7 +150,10 @@ def test_targets_larger_than_the_model(trained):
     assert snapshot(trained.folder) == before
 
 
-@pytest.mark.parametrize("option", ["--target_num_heads=-1", "--target_ffn_dim=0", "--target_ffn_dim=-1", "--keep_layers=a", "--keep_layers="])
+@pytest.mark.parametrize(
+    "option",
+    ["--target_num_heads=-1", "--target_ffn_dim=0", "--target_ffn_dim=-1", "--keep_layers=a", "--keep_layers="],
+)
 def test_impossible_values(trained, option):
     code, stderr = trained.prune(option)
     assert code == 2 and option.split("=")[0] in stderr and "Traceback" not in stderr

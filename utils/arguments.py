@@ -1,6 +1,13 @@
 """Command-line options that several scripts share, and checks of their values."""
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from utils.training import Settings
 
 
 def script_parser(docstring: str) -> argparse.ArgumentParser:
@@ -26,20 +33,59 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
-    """Hyperparameters and hardware of the training loop."""
+    """Hyperparameters and hardware of the training loop, and how it can be continued."""
     group = parser.add_argument_group("training")
     group.add_argument("--lr", type=positive_float, default=5e-5, help="peak learning rate")
     group.add_argument("--epoch", type=positive_int, default=epochs, help="passes over train.txt")
     group.add_argument("--batch_size", type=positive_int, default=64, help="rows a step, over all processes together")
     group.add_argument(
-        "--measure", choices=["loss", "accuracy"], default="accuracy", help="what picks the best epoch on valid.txt"
+        "--accumulation_steps", type=positive_int, default=1,
+        help="parts in which a step's rows are computed, one after the other, where memory is short",
+    )  # fmt: skip
+    group.add_argument("--warmup_ratio", type=share, default=0.1, help="share of the steps in which --lr is reached")
+    group.add_argument("--weight_decay", type=ratio, default=0.01, help="of weight matrices, AdamW's")
+    group.add_argument("--max_grad_norm", type=positive_float, default=1.0, help="longer gradients are clipped to it")
+    group.add_argument(
+        "--measure", choices=["loss", "accuracy"], default="accuracy", help="what picks the best model on valid.txt"
     )
+    group.add_argument("--eval_steps", type=positive_int, help="score it after so many steps too, not only each epoch")
+    group.add_argument("--patience", type=positive_int, help="stop after so many scores in a row without a better one")
     group.add_argument("--seed", type=int, default=42, help="seed of the classifier's start, row order and dropout")
+    group.add_argument("--log_dir", help="folder for TensorBoard's event files")
+    group = parser.add_argument_group("continuing a run that was stopped or killed")
+    group.add_argument("--save_steps", type=positive_int, default=200, help="steps that a killed run loses at most")
+    group.add_argument(
+        "--resume", choices=["auto", "always"], default="auto",
+        help="auto continues an unfinished run of the same command if there is one; always fails if there is none",
+    )  # fmt: skip
+    group.add_argument("--overwrite", action="store_true", help="start again, whatever unfinished run is there")
     add_device_option(parser)
     parser.add_argument(
         "--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
         help="autocast; auto takes bf16 where the hardware has it, else fp32",
     )  # fmt: skip
+
+
+def training_settings(args: argparse.Namespace) -> Settings:
+    """The hyperparameters among the options of `add_training_options`."""
+    from utils.training import Settings  # here, as predict.py does without PyTorch
+
+    return Settings(
+        lr=args.lr, epochs=args.epoch, batch_size=args.batch_size, measure=args.measure, seed=args.seed,
+        warmup_ratio=args.warmup_ratio, weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm,
+        accumulation_steps=args.accumulation_steps, eval_steps=args.eval_steps, patience=args.patience,
+    )  # fmt: skip
+
+
+def deciding_flags(args: argparse.Namespace, unlike: Mapping[str, object]) -> dict[str, object]:
+    """The options that decide a training's result, by flag.
+
+    Args:
+        unlike: what takes the place of an option's own value, by flag: for a path, what it holds.
+    """
+    indifferent = ("config", "teacher_config", "bert_output_dir", "log_dir", "save_steps", "resume", "overwrite")
+    given = {f"--{name}": value for name, value in vars(args).items() if name not in indifferent}
+    return given | dict(unlike)
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +125,14 @@ def fraction(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{value} is not above 0 and at most 1")
+    return value
+
+
+def share(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} is not from 0 to 1")
     return value
 
 

@@ -2,8 +2,11 @@
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 
 class UserError(ValueError):
@@ -18,8 +21,37 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")[:200]
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: as Ctrl-C, with another exit code."""
+
+    signal = signal.SIGTERM
+
+
+@contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Within the block, note the first Ctrl-C or SIGTERM in the list that is yielded; a second one interrupts."""
+    noted: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        restore()
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`: a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+    """Run a script's `main`: a `UserError` becomes one line on stderr and exit code 2; Ctrl-C ends with 130, SIGTERM
+    with 143.
 
     Anything else is a bug and crashes with its traceback.
     """
@@ -28,10 +60,17 @@ def run(main: Callable[[], None]) -> None:
     for name in ("httpx", "httpx2", "datasets", "filelock", "accelerate", "torch", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    signal.signal(signal.SIGTERM, _terminate)
+    script = os.path.basename(sys.argv[0])
     try:
         main()
     except UserError as error:
-        print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
+        print(f"{script}: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        print(f"{script}: {str(stop) or 'stopped: run the same command again'}", file=sys.stderr)
+        sys.exit(143 if isinstance(stop, Terminated) else 130)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated

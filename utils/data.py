@@ -34,6 +34,8 @@ class Data:
 
     labels: list[str]
     splits: dict[str, datasets.Dataset]
+    folder: Path  # that holds the tables
+    fingerprint: str  # of texts, tokenizer and n_ctx
 
 
 def read_rows(path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -162,7 +164,8 @@ def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: i
         path = data_dir / f"{split}.txt"
         if path.exists() and _file_hash(path) != meta["texts"][split]:
             raise UserError(f"{path} has changed since it was tokenized: {again}")
-    return Data(meta["labels"], splits)
+    fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+    return Data(meta["labels"], splits, data_dir / "tokenized", fingerprint)
 
 
 def lengths(split: datasets.Dataset) -> np.ndarray:

@@ -1,63 +1,85 @@
-"""Outputs are written under a temporary name beside the real one and renamed: the old file or the new, never half."""
+"""Outputs are written under a temporary name beside the real one, synced and renamed: the old file or the new, never
+half of one. A killed process leaves its temporaries; the next one that writes the same output removes them."""
 
+import contextlib
+import ctypes
+import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from utils.cli import UserError
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: see renameat2(2)
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends without an error it replaces `path`."""
+    """Yield a temporary path beside `path`; when the block ends without an error it replaces `path`.
+
+    Raises:
+        UserError: the disk is full.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary_beside(path)
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _disk_may_be_full(path):
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; when the block ends without an error it replaces `path` whole."""
-    path = Path(path)
+    """Yield an empty temporary folder beside `path`; when the block ends without an error it replaces `path` whole.
+
+    Where `path` cannot be moved, as a mount point cannot, the new files replace those in it one by one.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    fixed = path.is_dir() and (os.path.ismount(path) or path == Path.cwd() or not os.access(path.parent, os.W_OK))
+    temporary = _temporary_beside(path / path.name if fixed else path)
+    temporary.mkdir()
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        if path.exists():
-            replaced = temporary.with_suffix(".old")
-            os.replace(path, replaced)
-            os.replace(temporary, path)
-            shutil.rmtree(replaced)
-        else:
-            os.replace(temporary, path)
+        with _disk_may_be_full(path):
+            yield temporary
+            _sync_folder(temporary)
+            if fixed:
+                for entry in temporary.iterdir():
+                    os.replace(entry, path / entry.name)
+            elif path.exists():
+                _exchange(temporary, path)
+            else:
+                os.replace(temporary, path)
+        _sync(path if fixed else path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def atomic_files_into(folder: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder; when the block ends without an error its files replace those in `folder`, one by one.
-
-    For a folder that the user may keep other files in: nothing else there is touched.
-    """
+    """As `atomic_folder`, but whatever else the user keeps in `folder` stays."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as temporary:
-        yield Path(temporary)
-        for file in sorted(Path(temporary).iterdir()):
-            os.replace(file, folder / file.name)
+    with atomic_folder(folder) as temporary:
+        yield temporary
+        if folder.is_dir() and temporary.parent != folder.resolve():
+            for entry in folder.iterdir():
+                if not (temporary / entry.name).exists():
+                    _link(entry, temporary / entry.name)
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -92,3 +114,71 @@ def check_output_folder(path: str | Path, flag: str) -> None:
         raise UserError(
             f"{flag}: cannot write to the folder {path} ({error.strerror}): name one you may write to"
         ) from error
+
+
+def _temporary_beside(path: Path) -> Path:
+    """A name for this process's temporary, after removing those of processes that are no more."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        process = left.name.removesuffix(".tmp").rpartition(".")[2]
+        if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def _disk_may_be_full(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # Libraries wrap it in errors of their own.
+        full = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "PytorchStreamWriter failed writing file")
+        if any(text in str(error) for text in full):
+            raise UserError(f"{path} cannot be written, as the disk is full: make room, and run this again") from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, last through a power cut."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders at once where the system can, else by two renames."""
+    if sys.platform == "linux":
+        names = os.fsencode(new), os.fsencode(old)
+        with contextlib.suppress(AttributeError):  # an old C library
+            if ctypes.CDLL(None).renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
+                return
+    aside = new.with_name(f"{new.name}.old")
+    os.replace(old, aside)
+    os.replace(new, old)
+    os.replace(aside, new)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file, or all in a folder, a second name; where the file system has no links, copy it."""
+
+    def link(one: str | Path, other: str | Path) -> None:
+        try:
+            os.link(one, other)
+        except OSError:
+            shutil.copy2(one, other)
+
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
+    elif source.is_dir():
+        shutil.copytree(source, target, symlinks=True, copy_function=link)
+    else:
+        link(source, target)

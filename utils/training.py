@@ -1,188 +1,208 @@
-"""The training loop that train.py and fastformers.py share, for one process or many."""
+"""The training loop that train.py, fastformers.py and prune.py share, for one process or many.
+
+All that a step depends on is the model, the optimizer's averages and the step's number: rows and dropout are drawn from
+the seed and that number. So a run that was stopped and continued ends as one that was not, to the bit.
+"""
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from utils.cli import UserError
-from utils.data import Data, batches_by_length, collate, lengths, row_labels, shuffled_batches
+from utils.cli import Terminated, signals_noted
+from utils.data import Data, collate, lengths, shuffled_batches
+from utils.devices import bar_off
 from utils.model import model_inputs
+from utils.resume import Progress, Unfinished, load_progress, save_progress
+from utils.scalars import Scalars, no_scalars
+from utils.scoring import Score, predict, score
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_BATCH = 128
-WARMUP_RATIO = 0.1
-WEIGHT_DECAY = 0.01
-MAX_GRADIENT_NORM = 1.0
+AGREE_STEPS = 10  # several processes ask one another so often whether one of them is to stop
+
+# Called with the model, its inputs, the batch of `collate` they come from and the rows' indices in the training split.
+RowLosses = Callable[[nn.Module, dict, dict, np.ndarray], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Hyperparameters. `batch_size` counts the rows of one optimizer step over all processes together."""
+    """Hyperparameters of a training."""
 
-    lr: float
+    lr: float  # the peak
     epochs: int
-    batch_size: int
-    measure: str  # "loss" or "accuracy" on the validation set picks the best epoch
+    batch_size: int  # rows of one optimizer step, over all processes together
+    measure: str  # "loss" or "accuracy" on the validation set picks the best model
     seed: int
-
-
-@dataclass(frozen=True)
-class Score:
-    """Cross-entropy and accuracy on a labelled split."""
-
-    loss: float
-    accuracy: float
-
-    def better_than(self, other: "Score | None", measure: str) -> bool:
-        """By `measure`, ties broken by the other one."""
-        if other is None:
-            return True
-        if measure == "loss":
-            return (-self.loss, self.accuracy) > (-other.loss, other.accuracy)
-        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
-
-
-def choose_device(device: str) -> str:
-    """Resolve auto to cuda, mps or cpu, the first that is there.
-
-    Raises:
-        UserError: another one was asked for and is not there.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return next(name for name in available if available[name])
-    if not available[device]:
-        raise UserError(f"--device={device}: this machine has none that PyTorch can use: choose another, or auto")
-    return device
-
-
-def make_accelerator(device: str, precision: str) -> Accelerator:
-    """Accelerate's handle on this process: device, autocast, and the other processes where a launcher started several.
-
-    Args:
-        device: auto, cpu, cuda or mps.
-        precision: fp32, bf16, fp16, or auto: bf16 where the hardware multiplies it, else fp32.
-
-    Raises:
-        UserError: the device is not there, or cannot do the precision.
-    """
-    device = choose_device(device)
-    has_bf16 = {
-        "cpu": torch.cpu.get_capabilities().get("avx512_bf16", False),
-        "cuda": device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
-        "mps": False,
-    }[device]
-    if precision == "auto":
-        precision = "bf16" if has_bf16 else "fp32"
-    if precision == "fp16" and device != "cuda":
-        raise UserError("--precision=fp16 needs a CUDA device: choose bf16, fp32 or auto")
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
-    if not accelerator.is_main_process:
-        logging.getLogger().setLevel(logging.ERROR)
-    logger.info("[Device] : %s, %s, %d process(es)", accelerator.device, precision, accelerator.num_processes)
-    return accelerator
-
-
-def predict(model: PreTrainedModel, split: datasets.Dataset, accelerator: Accelerator, name: str) -> torch.Tensor:
-    """The model's logits for every row of a split in its order, fp32 [rows, labels], on the CPU of every process.
-
-    Each row is computed by one process only. `name` labels the progress bar.
-    """
-    model.eval()
-    logits = torch.zeros(len(split), model.config.num_labels, device=accelerator.device)
-    batches = batches_by_length(lengths(split), EVALUATION_BATCH)
-    with torch.inference_mode(), tqdm(total=len(split), desc=name, unit="row", disable=_bar_off(accelerator)) as bar:
-        for indices in batches[accelerator.process_index :: accelerator.num_processes]:
-            batch = collate(split, indices, model.config.pad_token_id)
-            with accelerator.autocast():
-                output = model(**model_inputs(model, batch)).logits
-            logits[torch.as_tensor(indices, device=logits.device)] = output.float()
-            bar.update(len(indices) * accelerator.num_processes)
-    return accelerator.reduce(logits, "sum").cpu()
-
-
-def score(logits: torch.Tensor, split: datasets.Dataset) -> Score:
-    """Cross-entropy and accuracy of logits [rows, labels] against the split's labels."""
-    labels = torch.as_tensor(row_labels(split), dtype=torch.long)
-    return Score(F.cross_entropy(logits, labels).item(), (logits.argmax(-1) == labels).float().mean().item())
+    warmup_ratio: float = 0.1  # share of the steps
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    accumulation_steps: int = 1  # parts in which a process computes its rows of a step, one after the other
+    eval_steps: int | None = None  # between evaluations, beside those at the end of each epoch
+    patience: int | None = None  # evaluations in a row without a better model that end the run
 
 
 def train(
     model: PreTrainedModel,
     data: Data,
-    row_losses: Callable[[nn.Module, dict, dict, np.ndarray], torch.Tensor],
+    row_losses: RowLosses,
     settings: Settings,
     accelerator: Accelerator,
     save: Callable[[PreTrainedModel], None],
+    unfinished: Unfinished | None = None,
+    write_scalars: Scalars = no_scalars,
 ) -> Score:
-    """Train `model` in place, score it on the validation set after every epoch, and save the best.
+    """Train `model` in place, score it on the validation set, and save the best.
 
-    AdamW with decoupled weight decay, a linear warm-up over the first tenth of the steps, then linear decay to 0.
+    AdamW with decoupled weight decay, a linear warm-up, then linear decay to 0.
 
     Args:
-        row_losses: called with the model (wrapped, where there are several processes), its inputs, the batch of
-            `collate` they come from and the rows' indices in data.splits["train"]; returns every row's loss, [rows].
-        save: called in the main process with the model whenever an epoch's score is the best so far.
+        row_losses: gives every row's loss, [rows]; its model is wrapped, where there are several processes.
+        save: called in the main process with the model whenever an evaluation's score is the best so far.
+        unfinished: where this run is kept while it is not finished, and continued from if it is there.
+        write_scalars: called in the main process with a step and its losses.
 
     Returns:
         The best score.
-    """
-    train_split, processes = data.splits["train"], accelerator.num_processes
-    row_lengths = lengths(train_split)
-    pad = model.config.pad_token_id
-    steps = settings.epochs * len(_epoch_batches(row_lengths, settings, 0, processes))
-    optimizer = torch.optim.AdamW(_parameter_groups(model), lr=settings.lr, fused=True)
-    schedule = get_linear_schedule_with_warmup(optimizer, int(steps * WARMUP_RATIO), steps)
-    set_seed(settings.seed, device_specific=True)  # dropout differs between processes
-    plain = model
-    model, optimizer = accelerator.prepare(model, optimizer)
 
-    best: Score | None = None
-    for epoch in range(settings.epochs):
-        model.train()
-        batches = _epoch_batches(row_lengths, settings, epoch, processes)
-        total_loss = torch.zeros((), device=accelerator.device)
-        bar = tqdm(batches, desc=f"epoch {epoch + 1}/{settings.epochs}", unit="step", disable=_bar_off(accelerator))
-        for indices in bar:
-            own = indices[accelerator.process_index :: processes]
-            with accelerator.autocast():
-                batch = collate(train_split, own, pad)
-                losses = row_losses(model, model_inputs(plain, batch), batch, own)
-            # Processes average their gradients, so each one's share is scaled to make that the mean over all rows.
-            loss = losses.float().sum() * (processes / len(indices))
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+    Raises:
+        KeyboardInterrupt: Ctrl-C, or (Terminated) SIGTERM; what was done so far is kept.
+    """
+    row_lengths, processes = lengths(data.splits["train"]), accelerator.num_processes
+    per_epoch = len(_epoch_batches(row_lengths, settings, 0, processes))
+    total = settings.epochs * per_epoch
+    plain = model
+    adamw = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.lr, fused=True)
+    progress = load_progress(unfinished, model, adamw, accelerator) if unfinished else Progress()
+    warmup = int(total * settings.warmup_ratio)
+    schedule = get_linear_schedule_with_warmup(adamw, warmup, total, last_epoch=progress.step - 1)
+    model, optimizer = accelerator.prepare(model, adamw)
+
+    def keep_progress() -> None:
+        if unfinished and accelerator.is_main_process:
+            save_progress(unfinished, plain, adamw, accelerator, progress)
+
+    batches: list[np.ndarray] = []
+    bar = tqdm(initial=progress.step, total=total, unit="step", disable=bar_off(accelerator))
+    with bar, signals_noted() as noted:
+        while True:
+            if progress.step > progress.evaluated and _evaluation_due(progress.step, per_epoch, settings):
+                _evaluate(plain, data, settings, accelerator, progress, per_epoch, save, write_scalars)
+                keep_progress()
+            if progress.step == total or (settings.patience and progress.since_best >= settings.patience):
+                break
+            epoch, position = divmod(progress.step, per_epoch)
+            if position == 0 or not batches:
+                batches = _epoch_batches(row_lengths, settings, epoch, processes)
+                bar.set_description(f"epoch {epoch + 1}/{settings.epochs}")
+            # Dropout differs between steps and processes.
+            torch.manual_seed((settings.seed * 2**20 + progress.step) * 2**10 + accelerator.process_index)
+            loss = _backward(model, plain, data, row_losses, settings, accelerator, batches[position])
+            accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            total_loss += loss.detach()
-            bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-        mean_loss = accelerator.reduce(total_loss, "mean").item() / len(batches)
-        current = score(predict(plain, data.splits["valid"], accelerator, "validate"), data.splits["valid"])
-        improved = current.better_than(best, settings.measure)
-        logger.info(
-            "[Epoch %d] : train loss %.4f, valid loss %.4f, valid accuracy %.4f%s",
-            epoch + 1, mean_loss, current.loss, current.accuracy,
-            ", best so far: saved" if improved else "",
-        )  # fmt: skip
-        if improved:
-            best = current
+            progress.step += 1
+            progress.loss_sum += loss
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
             if accelerator.is_main_process:
-                save(plain)
+                write_scalars(progress.step, {"train/loss": loss, "train/lr": schedule.get_last_lr()[0]})
+            _stop_if_asked(noted, accelerator, progress, keep_progress)
+            if unfinished and progress.step % unfinished.save_steps == 0:
+                keep_progress()
     accelerator.wait_for_everyone()
-    assert best, "at least one epoch"
-    return best
+    if unfinished and accelerator.is_main_process:
+        unfinished.path.unlink(missing_ok=True)
+    assert progress.best, "at least one evaluation"
+    return progress.best
+
+
+def _backward(
+    model: nn.Module,
+    plain: PreTrainedModel,
+    data: Data,
+    row_losses: RowLosses,
+    settings: Settings,
+    accelerator: Accelerator,
+    indices: np.ndarray,
+) -> float:
+    """Add up the gradients of the mean loss over a step's rows, and return that loss over this process's share."""
+    model.train()
+    own = indices[accelerator.process_index :: accelerator.num_processes]
+    parts = [part for part in np.array_split(own, settings.accumulation_steps) if len(part)]
+    total = torch.zeros((), device=accelerator.device)
+    for i, rows in enumerate(parts):
+        with accelerator.autocast():
+            batch = collate(data.splits["train"], rows, plain.config.pad_token_id)
+            losses = row_losses(model, model_inputs(plain, batch), batch, rows)
+        # Processes average their gradients, so each one's share is scaled to make that the mean over all rows.
+        loss = losses.float().sum() * (accelerator.num_processes / len(indices))
+        if i < len(parts) - 1:
+            with accelerator.no_sync(model):
+                accelerator.backward(loss)
+        else:
+            accelerator.backward(loss)
+        total += loss.detach()
+    return total.item()
+
+
+def _evaluation_due(step: int, per_epoch: int, settings: Settings) -> bool:
+    return step % per_epoch == 0 or (settings.eval_steps is not None and step % settings.eval_steps == 0)
+
+
+def _evaluate(
+    model: PreTrainedModel,
+    data: Data,
+    settings: Settings,
+    accelerator: Accelerator,
+    progress: Progress,
+    per_epoch: int,
+    save: Callable[[PreTrainedModel], None],
+    write_scalars: Scalars,
+) -> None:
+    """Score the model, save it if it is the best so far, and note both in `progress`."""
+    steps = progress.step - progress.evaluated
+    mean_loss = accelerator.reduce(torch.tensor(progress.loss_sum, device=accelerator.device), "mean").item() / steps
+    valid = data.splits["valid"]
+    current = score(predict(model, valid, accelerator, "validate"), valid)
+    improved = current.better_than(progress.best, settings.measure)
+    logger.info(
+        "[Epoch %.4g] : train loss %.4f, valid loss %.4f, valid accuracy %.4f%s",
+        progress.step / per_epoch, mean_loss, current.loss, current.accuracy,
+        ", best so far: saved" if improved else "",
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        write_scalars(progress.step, {"valid/loss": current.loss, "valid/accuracy": current.accuracy})
+        if improved:
+            save(model)
+    if improved:
+        progress.best = current
+    progress.since_best = 0 if improved else progress.since_best + 1
+    progress.evaluated, progress.loss_sum = progress.step, 0.0
+
+
+def _stop_if_asked(
+    noted: list[int], accelerator: Accelerator, progress: Progress, keep_progress: Callable[[], None]
+) -> None:
+    """Keep the run and end it where a signal came, in all processes at the same step."""
+    asked = len(noted)
+    if accelerator.num_processes > 1:
+        if progress.step % AGREE_STEPS:
+            return
+        asked = int(accelerator.reduce(torch.tensor(asked, device=accelerator.device), "sum"))
+    if not asked:
+        return
+    keep_progress()
+    accelerator.wait_for_everyone()
+    kind = Terminated if Terminated.signal in noted else KeyboardInterrupt
+    raise kind(f"stopped at step {progress.step}: run the same command again to continue")
 
 
 def _epoch_batches(row_lengths: np.ndarray, settings: Settings, epoch: int, processes: int) -> list[np.ndarray]:
@@ -191,13 +211,11 @@ def _epoch_batches(row_lengths: np.ndarray, settings: Settings, epoch: int, proc
     return [batch for batch in batches if len(batch) >= processes]
 
 
-def _parameter_groups(model: PreTrainedModel) -> list[dict]:
-    # Biases and layer norms are not decayed (Devlin et al. 2019).
+def _parameter_groups(model: PreTrainedModel, settings: Settings) -> list[dict]:
+    # Biases and layer norms are not decayed (Devlin et al. 2019). A schedule that starts late wants the initial rate.
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-
-
-def _bar_off(accelerator: Accelerator) -> bool | None:
-    # None: tqdm shows a bar on a terminal only.
-    return None if accelerator.is_main_process else True
+    return [
+        {"params": decayed, "weight_decay": settings.weight_decay, "initial_lr": settings.lr},
+        {"params": others, "weight_decay": 0.0, "initial_lr": settings.lr},
+    ]

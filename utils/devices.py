@@ -1,0 +1,56 @@
+"""What a model runs on: the device, the precision, and the processes that a launcher started."""
+
+import logging
+
+import torch
+from accelerate import Accelerator
+
+from utils.cli import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def choose_device(device: str) -> str:
+    """Resolve auto to cuda, mps or cpu, the first that is there.
+
+    Raises:
+        UserError: another one was asked for and is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name in available if available[name])
+    if not available[device]:
+        raise UserError(f"--device={device}: this machine has none that PyTorch can use: choose another, or auto")
+    return device
+
+
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """Accelerate's handle on this process: device, autocast, and the other processes where a launcher started several.
+
+    Args:
+        device: auto, cpu, cuda or mps.
+        precision: fp32, bf16, fp16, or auto: bf16 where the hardware multiplies it, else fp32.
+
+    Raises:
+        UserError: the device is not there, or cannot do the precision.
+    """
+    device = choose_device(device)
+    has_bf16 = {
+        "cpu": torch.cpu.get_capabilities().get("avx512_bf16", False),
+        "cuda": device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
+        "mps": False,
+    }[device]
+    if precision == "auto":
+        precision = "bf16" if has_bf16 else "fp32"
+    if precision == "fp16" and device != "cuda":
+        raise UserError("--precision=fp16 needs a CUDA device: choose bf16, fp32 or auto")
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    if not accelerator.is_main_process:
+        logging.getLogger().setLevel(logging.ERROR)
+    logger.info("[Device] : %s, %s, %d process(es)", accelerator.device, precision, accelerator.num_processes)
+    return accelerator
+
+
+def bar_off(accelerator: Accelerator) -> bool | None:
+    """tqdm's `disable`: bars are for the main process, and (None) for terminals."""
+    return None if accelerator.is_main_process else True
