@@ -3,6 +3,7 @@
 import importlib
 import logging
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -134,11 +135,14 @@ def script(capsys, monkeypatch, tmp_path):
         capsys.readouterr()
         # pytest's own handlers would keep the script from setting up its own on stderr.
         monkeypatch.setattr(logging.getLogger(), "handlers", [])
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             importlib.import_module("utils.cli").run(importlib.import_module(name).main)
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)
         return code, capsys.readouterr().err
 
     return run_script

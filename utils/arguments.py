@@ -85,7 +85,8 @@ def deciding_flags(args: argparse.Namespace, unlike: Mapping[str, object]) -> di
     """
     indifferent = ("config", "teacher_config", "bert_output_dir", "log_dir", "save_steps", "resume", "overwrite")
     given = {f"--{name}": value for name, value in vars(args).items() if name not in indifferent}
-    return given | dict(unlike)
+    # The others last: a change of one of the former, such as --seed, may be what changed them.
+    return {flag: value for flag, value in given.items() if flag not in unlike} | dict(unlike)
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:

@@ -149,6 +149,8 @@ def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: i
     again = "run preprocess.py again"
     try:
         meta = json.loads((data_dir / "tokenized" / "meta.json").read_text(encoding="utf-8"))
+        made_with = (meta["n_ctx"], meta["tokenizer"])
+        labels, hashes = meta["labels"], {split: meta["texts"][split] for split in SPLITS}
         splits = {split: datasets.Dataset.from_file(str(data_dir / "tokenized" / f"{split}.arrow")) for split in SPLITS}
     except FileNotFoundError as error:
         raise UserError(
@@ -156,16 +158,16 @@ def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: i
         ) from error
     except Exception as error:  # whatever a damaged Arrow file provokes
         raise UserError(f"{data_dir / 'tokenized'} is damaged ({type(error).__name__}): {again}") from error
-    if meta["n_ctx"] != n_ctx:
-        raise UserError(f"{data_dir} was tokenized with n_ctx {meta['n_ctx']} but the config says {n_ctx}: {again}")
-    if meta["tokenizer"] != tokenizer_fingerprint(tokenizer):
+    if made_with[0] != n_ctx:
+        raise UserError(f"{data_dir} was tokenized with n_ctx {made_with[0]} but the config says {n_ctx}: {again}")
+    if made_with[1] != tokenizer_fingerprint(tokenizer):
         raise UserError(f"{data_dir} was tokenized with another tokenizer than this model's: {again} with this model's")
     for split in SPLITS:
         path = data_dir / f"{split}.txt"
-        if path.exists() and _file_hash(path) != meta["texts"][split]:
+        if path.exists() and _file_hash(path) != hashes[split]:
             raise UserError(f"{path} has changed since it was tokenized: {again}")
     fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    return Data(meta["labels"], splits, data_dir / "tokenized", fingerprint)
+    return Data(labels, splits, data_dir / "tokenized", fingerprint)
 
 
 def lengths(split: datasets.Dataset) -> np.ndarray:

@@ -131,9 +131,10 @@ def _disk_may_be_full(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         # Libraries wrap it in errors of their own.
-        full = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "PytorchStreamWriter failed writing file")
+        numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = (*map(os.strerror, numbers), "PytorchStreamWriter failed writing file")
         if any(text in str(error) for text in full):
-            raise UserError(f"{path} cannot be written, as the disk is full: make room, and run this again") from error
+            raise UserError(f"{path} cannot be written, as the disk is full or limited: make room, and run this again") from error
         raise
 
 

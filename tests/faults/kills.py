@@ -1,0 +1,180 @@
+"""SIGKILL at random and at chosen moments: what a killed run leaves is whole, and what continues it ends the same."""
+
+import functools
+import importlib
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from faults.processes import Recipe, die, nothing, start, wait
+from utils.runtime import Predictor
+
+SAVE_STEPS = 5  # as in Recipe
+
+# Where a chosen kill strikes: just before a call of one of these.
+MOMENTS = {
+    "while saving": ("safetensors.torch", "save_file"),
+    "before a file is synced": ("os", "fsync"),
+    "between renames": ("os", "replace"),
+    "between folder swaps": ("utils.files", "_exchange"),
+    "while evaluating": ("utils.scoring", "collate"),
+    "before clearing up": ("pathlib", "Path.unlink"),
+}
+
+
+def on_call(moment: str, number: int, act: Callable[[], None]) -> None:
+    """In this process, call `act` before the call of this number (0: before every one) of what MOMENTS names."""
+    module_name, name = MOMENTS[moment]
+    owner = importlib.import_module(module_name)
+    *path, name = name.split(".")
+    owner = functools.reduce(getattr, path, owner)
+    original, calls = getattr(owner, name), 0
+
+    def wrapped(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if number in (0, calls):
+            act()
+        return original(*arguments, **options)
+
+    setattr(owner, name, wrapped)
+    if name == "save_file":  # imported by name
+        for module in ("utils.resume", "utils.labelling"):
+            setattr(importlib.import_module(module), name, wrapped)
+
+
+def count_calls(recipe: Recipe, script: str, out: Path, moment: str, *more: str) -> int:
+    """How many times a whole run calls what `moment` names."""
+    tally = recipe.folder / "tally"
+    tally.write_bytes(b"")
+
+    def add() -> None:
+        with open(tally, "ab") as file:
+            file.write(b".")
+
+    recipe.run(script, out, *more, change=lambda: on_call(moment, 0, add))
+    return tally.stat().st_size
+
+
+def corrupt_files(folder: Path) -> list[str]:
+    """Names of the outputs in `folder` that exist and cannot be read whole."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if any(part.endswith(".tmp") for part in path.relative_to(folder).parts):
+            continue
+        try:
+            if path.suffix in (".safetensors", ".unfinished"):
+                with safe_open(path, framework="pt") as file:
+                    for key in file.keys():
+                        file.get_tensor(key)
+            elif path.suffix == ".pt":
+                torch.load(path, weights_only=True)
+            elif path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.is_dir() and (path / "config.json").exists() and (path / "model.onnx").exists():
+                Predictor(str(path)).predict("good film")
+            elif path.is_dir() and path.parent == folder and not (path / "config.json").exists():
+                found.append(path.name)
+        except Exception as error:
+            found.append(f"{path.name}: {error!r}")
+    return found
+
+
+def litter(folder: Path) -> list[str]:
+    """What finished runs should have removed."""
+    return [path.name for path in folder.rglob("*") if path.suffix in (".tmp", ".old", ".unfinished")]
+
+
+def weights(out: Path) -> bytes:
+    """The bytes of both forms of a checkpoint's weights."""
+    tensors = torch.load(f"{out}.pt", weights_only=True)
+    return (out / "model.safetensors").read_bytes() + b"".join(t.numpy().tobytes() for t in tensors.values())
+
+
+def random_kills(recipe: Recipe, script: str, kills: int, seed: int) -> list[str]:
+    """Kill trainings at random times until there were so many kills, continuing each to its end; returns what was lost.
+
+    Raises:
+        RuntimeError: a run that nothing disturbs fails.
+    """
+    folder, steps = recipe.folder / f"{script}-kills", recipe.folder / "steps"
+    started = time.monotonic()
+    recipe.must(script, recipe.folder / f"{script}-whole")
+    duration = time.monotonic() - started
+    expected = weights(recipe.folder / f"{script}-whole")
+    generator, lost, done_kills = random.Random(seed), [], 0
+
+    def count_steps() -> None:
+        step = torch.optim.AdamW.step
+
+        def counted(*arguments, **options):
+            with open(steps, "ab") as file:
+                file.write(b".")
+            return step(*arguments, **options)
+
+        torch.optim.AdamW.step = counted
+
+    while done_kills < kills:
+        out = folder / f"run{done_kills}"
+        folder.mkdir(exist_ok=True)
+        reached, finished = 0, False
+        while not finished:
+            steps.write_bytes(b"")
+            recipe.log.write_bytes(b"")
+            pid = start(script, recipe.arguments(script, str(out)), recipe.log, count_steps)
+            if done_kills < kills:
+                time.sleep(generator.uniform(0.2, 1.1) * duration)
+                os.kill(pid, signal.SIGKILL)
+            code = wait(pid)
+            log = recipe.log.read_text()
+            resumed = int((re.findall(r"\[Resume\].*from step (\d+)", log) or [0])[0])
+            if steps.stat().st_size and reached - resumed > SAVE_STEPS:
+                lost.append(f"{script}: {reached - resumed} steps repeated")
+            if steps.stat().st_size:
+                reached = resumed + steps.stat().st_size
+            if code == -signal.SIGKILL:
+                done_kills += 1
+                lost += corrupt_files(folder)
+                # Killed after the end, before the process was gone.
+                finished = "[Best]" in log
+            elif code:
+                lost.append(f"{script}: exit code {code}: {log[-300:]}")
+                return lost
+            else:
+                finished = True
+        if weights(out) != expected:
+            lost.append(f"{script}: other weights after {done_kills} kills")
+        lost += litter(folder)
+    return lost
+
+
+def chosen_kills(recipe: Recipe, script: str, moment: str, most: int, *more: str) -> tuple[int, list[str]]:
+    """Kill a step before each call, `most` of them, of what `moment` names; returns how many, and what was lost."""
+    folder = recipe.folder / f"{script}-{moment}".replace(" ", "-")
+    folder.mkdir()
+    whole = folder / "whole"
+    recipe.must(script, whole, *more)  # replacing takes other calls than making
+    calls = count_calls(recipe, script, whole, moment, *more)
+    expected = weights(whole) if Path(f"{whole}.pt").exists() else None
+    numbers = sorted({1 + i * (calls - 1) // max(1, most - 1) for i in range(min(most, calls))})
+    lost = []
+    for number in numbers:
+        out = folder / "out"
+        code = recipe.run(script, out, *more, change=lambda number=number: on_call(moment, number, die))
+        lost += [f"{script}, {moment} {number}: {name}" for name in corrupt_files(folder)]
+        if code != -signal.SIGKILL:
+            lost.append(f"{script}, {moment} {number}: exit code {code} where it should have been killed")
+        if recipe.run(script, out, *more, change=nothing):
+            lost.append(f"{script}, {moment} {number}: cannot be run again")
+        elif expected is not None and weights(out) != expected:
+            lost.append(f"{script}, {moment} {number}: other weights")
+        lost += [f"{script}, {moment} {number}: {name} left behind" for name in litter(recipe.folder)]
+    return len(numbers), lost
