@@ -1,6 +1,7 @@
 # make demo          the whole recipe on 10,070 movie reviews; QUICK=1: on 1,000 of them
 # make test          the test suite
 # make test-slow     the tests that need the default encoder
+# make faults        kill, starve and mislead the scripts; print what was lost
 # make lint          ruff and mypy
 
 # A first import compiles each module once, instead of pip compiling all of the packages' files.
@@ -24,7 +25,7 @@ ENCODER = embeddings/all-MiniLM-L6-v2
 CONFIG = configs/config-bert-cls.json
 COMMON = --config=$(CONFIG) --data_dir=$(DATA)
 
-.PHONY: demo test test-slow lint
+.PHONY: demo test test-slow faults lint
 .DELETE_ON_ERROR:
 
 demo: $(RUN)/report.json
@@ -33,10 +34,13 @@ demo: $(RUN)/report.json
 	@cat $(RUN)/report.txt
 
 test: $(VENV)/installed-dev
-	$(PYTHON) -m pytest -q -m "not slow" tests
+	$(PYTHON) -m pytest -q -n 2 -m "not slow" tests
 
 test-slow: $(VENV)/installed-dev $(ENCODER)/model.safetensors data/movie-reviews-1000/train.txt
 	$(PYTHON) -m pytest -q -m slow tests
+
+faults: $(VENV)/installed-dev
+	PYTHONPATH=.:tests $(PYTHON) -m faults
 
 lint: $(VENV)/installed-dev
 	$(PYTHON) -m ruff check .

@@ -134,7 +134,9 @@ def _disk_may_be_full(path: Path) -> Iterator[None]:
         numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         full = (*map(os.strerror, numbers), "PytorchStreamWriter failed writing file")
         if any(text in str(error) for text in full):
-            raise UserError(f"{path} cannot be written, as the disk is full or limited: make room, and run this again") from error
+            raise UserError(
+                f"{path} cannot be written, as the disk is full or limited: make room, and run this again"
+            ) from error
         raise
 
 

@@ -1,5 +1,6 @@
 """The real scripts in processes of their own, which can be killed; started fast, as this process has PyTorch loaded."""
 
+import json
 import os
 import runpy
 import signal
@@ -134,3 +135,9 @@ def prepared(folder: Path) -> Recipe:
     recipe.must("preprocess", "")
     recipe.must("train", folder / "teacher")
     return recipe
+
+
+if __name__ == "__main__":
+    # For tests, whose own process has threads and cannot be forked: a JSON list of script, log and arguments a line.
+    for request in map(json.loads, sys.stdin):
+        print(run(request[0], request[2:], Path(request[1])), flush=True)
