@@ -39,7 +39,7 @@ from utils.files import check_output_file, check_output_folder
 from utils.labelling import teacher_logits
 from utils.losses import KD_LOSSES, attention_loss, state_loss
 from utils.model import load_model, model_inputs, save_checkpoint
-from utils.resume import Unfinished, check_unfinished, fingerprint, hardware, unfinished_path
+from utils.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
 from utils.scalars import scalars_into
 from utils.scoring import score
 from utils.training import train
@@ -149,7 +149,7 @@ def main() -> None:
     accelerator = make_accelerator(args.device, args.precision)
     teacher.to(accelerator.device)
     contents = {flag: fingerprint(student), teacher_flag: fingerprint(teacher), "--data_dir": data.fingerprint}
-    flags = deciding_flags(args, contents | hardware(accelerator) | {"--teacher_model_path": None})
+    flags = deciding_flags(args, contents | hardware(accelerator) | {"--teacher_model_path": ""})
     unfinished = Unfinished(unfinished_path(args.bert_output_dir), args.save_steps, flags)
     check_unfinished(unfinished, accelerator, args.resume, args.overwrite)
     target = score(teacher_logits(teacher, data, "valid", accelerator), data.splits["valid"])
@@ -159,6 +159,7 @@ def main() -> None:
         save=lambda model: save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path),
         unfinished=unfinished, write_scalars=scalars_into(args.log_dir),
     )  # fmt: skip
+    forget(unfinished, accelerator)
     logger.info("[Best] : valid loss %.4f, valid accuracy %.4f: %s", best.loss, best.accuracy, args.bert_output_dir)
 
 

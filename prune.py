@@ -21,6 +21,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import datasets
 import torch
@@ -33,6 +34,8 @@ from utils.arguments import (
     add_checkpoint_options,
     add_data_options,
     add_device_option,
+    add_resume_options,
+    deciding_flags,
     fraction,
     layer_list,
     positive_float,
@@ -65,6 +68,7 @@ from utils.losses import logits_mse
 from utils.model import load_model, save_checkpoint
 from utils.narrow import keep_layers, narrow_layer, narrow_width
 from utils.recovery import recover
+from utils.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
 from utils.scoring import predict, score
 from utils.training import Settings, train
 from utils.vocabulary import prune_embeddings, smaller_tokenizer, used_ids
@@ -128,6 +132,7 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     group.add_argument("--lr", type=positive_float, default=1e-4, help="peak learning rate of that epoch")
     parser.add_argument("--seed", type=int, default=42, help="seed of the choice of rows, and of distillation")
+    add_resume_options(parser)
     add_device_option(parser)
     return parser.parse_args()
 
@@ -273,7 +278,12 @@ def cut_width(args: argparse.Namespace, model: PreTrainedModel, data: Data, step
 
 
 def distill(
-    args: argparse.Namespace, model: PreTrainedModel, wanted: torch.Tensor, data: Data, accelerator: Accelerator
+    args: argparse.Namespace,
+    model: PreTrainedModel,
+    wanted: torch.Tensor,
+    data: Data,
+    accelerator: Accelerator,
+    unfinished: Unfinished,
 ) -> None:
     """Train a pruned model for an epoch towards `wanted`, the whole one's logits of train.txt, in place."""
 
@@ -282,14 +292,56 @@ def distill(
         return logits_mse(logits, wanted[torch.as_tensor(rows)].to(logits.device))
 
     settings = Settings(lr=args.lr, epochs=1, batch_size=DISTILLATION_BATCH, measure="accuracy", seed=args.seed)
-    train(model, data, row_losses, settings, accelerator, save=lambda model: None)
+    train(model, data, row_losses, settings, accelerator, save=lambda model: None, unfinished=unfinished)
+
+
+def iterate(
+    args: argparse.Namespace, model: PreTrainedModel, wanted: torch.Tensor, data: Data, accelerator: Accelerator
+) -> Unfinished:
+    """Go to the targets in --iterations steps, each followed by distillation, in place; returns where that is kept.
+
+    Raises:
+        UserError: there is an unfinished run with other options.
+    """
+    contents = {"--data_dir": data.fingerprint, "--bert_output_dir": fingerprint(model), "--model_path": ""}
+    flags = deciding_flags(args, contents | hardware(accelerator))
+    unfinished = Unfinished(unfinished_path(args.bert_output_dir_pruned), args.save_steps, flags)
+    part = check_unfinished(unfinished, accelerator, args.resume, args.overwrite)
+    if part:
+        # Any heads and neurons do: their weights are read from the unfinished run.
+        shape_like(model, part["hidden_size"], part["shapes"])
+    for steps in range(part.get("steps", args.iterations), 0, -1):
+        if steps != part.get("steps"):
+            cut(args, model, data, steps)
+        now = {"steps": steps, "hidden_size": model.config.hidden_size, "shapes": list(map(list, layer_shapes(model)))}
+        distill(args, model, wanted, data, accelerator, replace(unfinished, part=now))
+    return unfinished
+
+
+def shape_like(model: PreTrainedModel, hidden_size: int, shapes: list[tuple[int, int]]) -> None:
+    """Narrow a model, in place, to a hidden size and its layers to (heads, neurons), whichever they are."""
+    if hidden_size < model.config.hidden_size:
+        narrow_width(model, *[torch.arange(hidden_size, device=model.device)] * 2)
+    for index, counts in enumerate(shapes):
+        narrow_layer(model, index, *(torch.arange(count, device=model.device) for count in counts))
+
+
+def cut(args: argparse.Namespace, model: PreTrainedModel, data: Data, steps: int) -> None:
+    """Do the first of `steps` equal steps that are left to the targets, in place."""
+    if any(target is not None for target in layer_targets(args)):
+        cut_layers(args, model, data, steps)
+    if args.target_hidden_size:
+        cut_width(args, model, data, steps)
+
+
+def layer_targets(args: argparse.Namespace) -> list[float | None]:
+    """The options that say what remains of heads and neurons."""
+    return [args.target_num_heads, args.target_ffn_dim, args.target_macs, args.target_latency]
 
 
 def main() -> None:
     args = parse_args()
     check_args(args)
-    shape = [args.target_num_heads, args.target_ffn_dim, args.target_macs, args.target_latency]
-    cuts_layers, cuts_width = any(target is not None for target in shape), bool(args.target_hidden_size)
     config = load_config(args.config)
     tokenizer = load_tokenizer(args.bert_output_dir, "--bert_output_dir")
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
@@ -297,7 +349,7 @@ def main() -> None:
     # Layers can be taken from an encoder without a classifier; ranking its heads by a classifier's loss cannot.
     model = load_model(
         args.bert_output_dir, "--bert_output_dir", config, data.labels, args.model_path,
-        new_head=not cuts_layers and not cuts_width,
+        new_head=all(target is None for target in [*layer_targets(args), args.target_hidden_size]),
     )  # fmt: skip
     kept = chosen_layers(args, len(layer_shapes(model)))
     check_targets(args, [layer_shapes(model)[i] for i in kept], model)
@@ -313,13 +365,10 @@ def main() -> None:
     if args.iterations > 1:
         wanted = predict(model, data.splits["train"], accelerator, "teacher")
     keep_layers(model, kept)
-    for steps in range(args.iterations, 0, -1):
-        if cuts_layers:
-            cut_layers(args, model, data, steps)
-        if cuts_width:
-            cut_width(args, model, data, steps)
-        if args.iterations > 1:
-            distill(args, model, wanted, data, accelerator)
+    if args.iterations > 1:
+        unfinished = iterate(args, model, wanted, data, accelerator)
+    else:
+        cut(args, model, data, steps=1)
     after = score(predict(model, valid, accelerator, "after"), valid)
     logger.info("[After] : %s, valid accuracy %.4f", described(model), after.accuracy)
     if args.prune_vocabulary:
@@ -329,6 +378,8 @@ def main() -> None:
         again = "run preprocess.py with the pruned checkpoint before the next step"
         logger.info("[Vocabulary] : %d of %d tokens kept: %s", len(tokenizer), size, again)
     save_checkpoint(model, tokenizer, args.bert_output_dir_pruned, args.save_path_pruned)
+    if args.iterations > 1:
+        forget(unfinished, accelerator)
     logger.info("[Saved] : %s", args.bert_output_dir_pruned)
 
 

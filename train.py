@@ -31,7 +31,7 @@ from utils.data import load_data
 from utils.devices import make_accelerator
 from utils.files import check_output_file, check_output_folder
 from utils.model import load_model, save_checkpoint
-from utils.resume import Unfinished, check_unfinished, fingerprint, hardware, unfinished_path
+from utils.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
 from utils.scalars import scalars_into
 from utils.training import train
 
@@ -76,6 +76,7 @@ def main() -> None:
         save=lambda model: save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path),
         unfinished=unfinished, write_scalars=scalars_into(args.log_dir),
     )  # fmt: skip
+    forget(unfinished, accelerator)
     logger.info("[Best] : valid loss %.4f, valid accuracy %.4f: %s", best.loss, best.accuracy, args.bert_output_dir)
 
 

@@ -3,8 +3,10 @@
 What SIGKILL leaves behind is tried in tests/faults.
 """
 
+import json
 import os
 import re
+import shutil
 import signal
 
 import pytest
@@ -105,9 +107,7 @@ def test_patience_ends_the_run(trained):
 def test_a_batch_in_parts_is_the_same_step(trained):
     """But for dropout, which this encoder is given none of."""
     config = trained.folder / "encoder/config.json"
-    config.parent.mkdir()
-    for path in sorted(os.listdir(trained.encoder)):
-        (config.parent / path).write_bytes(open(os.path.join(trained.encoder, path), "rb").read())
+    shutil.copytree(trained.encoder, config.parent)
     config.write_text(config.read_text().replace('_dropout_prob": 0.1', '_dropout_prob": 0.0'))
     found = []
     for parts in (1, 3):
@@ -133,3 +133,27 @@ def test_the_teacher_is_asked_once(trained, monkeypatch):
         path.write_bytes(b"damaged")
     assert trained.distill(out="fourth")[0] == 0
     assert_same_weights(trained, "first", "fourth")
+
+
+def test_pruning_in_steps_goes_on(trained, at_step):
+    """Stopped in the second of three distillations, and killed before the third one was kept for the first time."""
+    options = ["--target_num_heads=1", "--target_hidden_size=16", "--iterations=3", "--save_steps=1", "--lr=1e-3"]
+    assert trained.prune(*options, out="whole")[0] == 0
+    at_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM))  # 2 steps an epoch
+    assert trained.prune(*options, out="other")[0] == 143
+    fails(trained.prune(*options, "--seed=7", out="other"), "--seed is 7 but 42", "other.unfinished")
+    code, stderr = trained.prune(*options, out="other")
+    assert code == 0 and "from step 2" in stderr
+    assert_same_weights(trained, "whole", "other")
+    assert not (trained.folder / "other.unfinished").exists()
+
+
+def test_weights_of_another_shape_are_no_start(trained):
+    """They would be drawn at random without a word."""
+    encoder = trained.folder / "encoder"
+    shutil.copytree(trained.encoder, encoder)
+    config = encoder / "config.json"
+    for key, value in (("intermediate_size", 128), ("num_hidden_layers", 3)):
+        fields = json.loads((trained.folder / trained.encoder / "config.json").read_text())
+        config.write_text(json.dumps(fields | {key: value}))
+        fails(trained.train(f"--bert_model_name_or_path={encoder}", out="other"), "encoder", "no weights of the right")

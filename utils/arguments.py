@@ -52,6 +52,16 @@ def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
     group.add_argument("--patience", type=positive_int, help="stop after so many scores in a row without a better one")
     group.add_argument("--seed", type=int, default=42, help="seed of the classifier's start, row order and dropout")
     group.add_argument("--log_dir", help="folder for TensorBoard's event files")
+    add_resume_options(parser)
+    add_device_option(parser)
+    parser.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
+        help="autocast; auto takes bf16 where the hardware has it, else fp32",
+    )  # fmt: skip
+
+
+def add_resume_options(parser: argparse.ArgumentParser) -> None:
+    """--save_steps, --resume and --overwrite."""
     group = parser.add_argument_group("continuing a run that was stopped or killed")
     group.add_argument("--save_steps", type=positive_int, default=200, help="steps that a killed run loses at most")
     group.add_argument(
@@ -59,11 +69,6 @@ def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
         help="auto continues an unfinished run of the same command if there is one; always fails if there is none",
     )  # fmt: skip
     group.add_argument("--overwrite", action="store_true", help="start again, whatever unfinished run is there")
-    add_device_option(parser)
-    parser.add_argument(
-        "--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
-        help="autocast; auto takes bf16 where the hardware has it, else fp32",
-    )  # fmt: skip
 
 
 def training_settings(args: argparse.Namespace) -> Settings:

@@ -58,8 +58,7 @@ def load_model(
             name_or_path, config=hub_config, attn_implementation=attention, dtype=torch.float32,
             ignore_mismatched_sizes=new_head, output_loading_info=True,
         )  # fmt: skip
-        if loading["missing_keys"] and not new_head:
-            raise ValueError(f"no weights for {sorted(loading['missing_keys'])[0]}")
+        _check_weights(model, loading, new_head)
         if hub_config.model_type in FAMILIES and own_labels != labels and not loading["missing_keys"]:
             _restart_classifier(model)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -108,6 +107,20 @@ def model_inputs(model: PreTrainedModel, batch: dict) -> dict:
     """The entries of a batch that this model's forward takes, as tensors on its device."""
     names = ["input_ids", "attention_mask"] + (["token_type_ids"] if takes_token_types(model) else [])
     return {name: torch.as_tensor(batch[name]).to(model.device, non_blocking=True) for name in names}
+
+
+def _check_weights(model: PreTrainedModel, loading: dict, new_head: bool) -> None:
+    """Check that the checkpoint had all weights in their shapes; with `new_head`, those of the classifier apart.
+
+    Raises:
+        ValueError: it had not.
+    """
+    unusable = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+    if new_head:
+        encoder = f"{model.base_model_prefix}."
+        unusable = {name for name in unusable if name.startswith(encoder) and ".pooler." not in name}
+    if unusable:
+        raise ValueError(f"no weights of the right shape for {min(unusable)}")
 
 
 def _restart_classifier(model: PreTrainedModel) -> None:

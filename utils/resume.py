@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """Where a run is kept while it is not finished, after how many steps, and the options that decide its result."""
+    """Where a run is kept while it is not finished, after how many steps, and the options that decide its result.
+
+    `part` says which of several trainings it is in, and what its model looks like.
+    """
 
     path: Path
     save_steps: int
     flags: dict[str, Any]
+    part: dict[str, Any] = field(default_factory=dict)
 
 
 def unfinished_path(output: str | Path) -> Path:
@@ -60,25 +64,25 @@ def hardware(accelerator: Accelerator) -> dict[str, str]:
     return {"--device": accelerator.device.type, "--precision": accelerator.mixed_precision}
 
 
-def check_unfinished(unfinished: Unfinished, accelerator: Accelerator, resume: str, overwrite: bool) -> None:
+def check_unfinished(unfinished: Unfinished, accelerator: Accelerator, resume: str, overwrite: bool) -> dict:
     """See whether the run that `unfinished` may hold is this one; say so, or, with `overwrite`, remove it.
 
     Args:
         resume: `auto`, or `always`: that there is none is an error.
+
+    Returns:
+        The part that it is in; empty where there is none.
 
     Raises:
         UserError: it is damaged, or one of its options is another; names that.
     """
     path = unfinished.path
     if overwrite:
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            path.unlink(missing_ok=True)
-        accelerator.wait_for_everyone()
+        forget(unfinished, accelerator)
     if not path.exists():
         if resume == "always":
             raise UserError(f"--resume=always but {path} is not there: leave it out to start anew")
-        return
+        return {}
     kept = _read_metadata(path)
     flags, progress = kept["flags"], kept["progress"]
     ours = json.loads(json.dumps(unfinished.flags))
@@ -89,6 +93,15 @@ def check_unfinished(unfinished: Unfinished, accelerator: Accelerator, resume: s
                 "continue that run, or --overwrite to start again"
             )
     logger.info("[Resume] : %s, from step %d", path, progress["step"])
+    return kept["part"]
+
+
+def forget(unfinished: Unfinished, accelerator: Accelerator) -> None:
+    """Remove a run that is finished, or is to start again."""
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        unfinished.path.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
 
 
 def save_progress(
@@ -103,7 +116,7 @@ def save_progress(
     for index, averages in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in averages.items()}
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else None  # of fp16
-    kept = {"flags": unfinished.flags, "progress": asdict(progress), "scaler": scaler}
+    kept = {"flags": unfinished.flags, "part": unfinished.part, "progress": asdict(progress), "scaler": scaler}
     with atomic_file(unfinished.path) as temporary:
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -122,6 +135,8 @@ def load_progress(
     if not unfinished.path.exists():
         return Progress()
     kept = _read_metadata(unfinished.path)
+    if kept["part"] != unfinished.part:
+        return Progress()
     weights: dict[str, torch.Tensor] = {}
     averages: dict[int, dict[str, torch.Tensor]] = {}
     try:

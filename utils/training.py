@@ -65,7 +65,7 @@ def train(
     Args:
         row_losses: gives every row's loss, [rows]; its model is wrapped, where there are several processes.
         save: called in the main process with the model whenever an evaluation's score is the best so far.
-        unfinished: where this run is kept while it is not finished, and continued from if it is there.
+        unfinished: where this run is kept, and continued from if it is there; the caller removes it in the end.
         write_scalars: called in the main process with a step and its losses.
 
     Returns:
@@ -118,8 +118,6 @@ def train(
             if unfinished and progress.step % unfinished.save_steps == 0:
                 keep_progress()
     accelerator.wait_for_everyone()
-    if unfinished and accelerator.is_main_process:
-        unfinished.path.unlink(missing_ok=True)
     assert progress.best, "at least one evaluation"
     return progress.best
 
