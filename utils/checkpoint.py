@@ -26,7 +26,7 @@ def load_hub_config(name_or_path: str, flag: str, config: Config) -> PretrainedC
     _check_there(name_or_path, flag)
     try:
         hub_config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a damaged file provokes
         raise UserError(f"{flag}={name_or_path} holds no usable config.json ({first_line(error)}): {MEND}") from error
     if hub_config.model_type != config.encoder_class:
         raise UserError(
@@ -69,7 +69,7 @@ def load_tokenizer(name_or_path: str, flag: str) -> PreTrainedTokenizerFast:
     _check_there(name_or_path, flag)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a damaged file provokes
         raise UserError(f"{flag}={name_or_path} holds no usable tokenizer ({first_line(error)}): {MEND}") from error
     if not tokenizer.is_fast:
         raise UserError(

@@ -1,5 +1,6 @@
 """What every script does the same way: report a user's mistake, log, show progress."""
 
+import errno
 import logging
 import os
 import signal
@@ -7,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(ValueError):
@@ -66,6 +69,11 @@ def run(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         print(f"{script}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        print(f"{script}: error: the disk is full or limited ({error}): make room, and run this again", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print(f"{script}: {str(stop) or 'stopped: run the same command again'}", file=sys.stderr)

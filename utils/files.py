@@ -3,7 +3,6 @@ half of one. A killed process leaves its temporaries; the next one that writes t
 
 import contextlib
 import ctypes
-import errno
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from utils.cli import UserError
+from utils.cli import FULL_DISK, UserError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: see renameat2(2)
 
@@ -131,8 +130,7 @@ def _disk_may_be_full(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         # Libraries wrap it in errors of their own.
-        numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        full = (*map(os.strerror, numbers), "PytorchStreamWriter failed writing file")
+        full = (*map(os.strerror, FULL_DISK), "PytorchStreamWriter failed writing file")
         if any(text in str(error) for text in full):
             raise UserError(
                 f"{path} cannot be written, as the disk is full or limited: make room, and run this again"

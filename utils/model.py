@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -61,7 +60,7 @@ def load_model(
         _check_weights(model, loading, new_head)
         if hub_config.model_type in FAMILIES and own_labels != labels and not loading["missing_keys"]:
             _restart_classifier(model)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except Exception as error:  # whatever a damaged file provokes
         raise UserError(f"{flag}={name_or_path} cannot be loaded ({first_line(error)}): {MEND}") from error
     if state_path is not None:
         load_state(model, state_path)

@@ -57,15 +57,16 @@ def small_tmpfs(recipe: Recipe, script: str) -> list[str] | None:
         out = output_of(script, mount)
         place.must(script, out)
         with open(mount / "filler", "wb") as file:
-            free = os.statvfs(mount).f_bavail * os.statvfs(mount).f_frsize
-            file.write(bytes(free - 4096))
+            file.write(bytes(os.statvfs(mount).f_bavail * os.statvfs(mount).f_frsize))
         return failing(place, script, out, mount)
     finally:
         subprocess.run(["umount", str(mount)], check=True)
 
 
-def full_disk(recipe: Recipe, script: str) -> list[str]:
-    """Overwrite an output where no file may grow beyond 4 kB."""
+def full_disk(recipe: Recipe, script: str) -> list[str] | None:
+    """Overwrite an output where no file may grow beyond 4 kB; None for one that is smaller."""
+    if script == "evaluate":
+        return None
     folder = recipe.folder / f"full-{script}"
     folder.mkdir()
     recipe.must(script, output_of(script, folder))

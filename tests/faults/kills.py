@@ -7,11 +7,15 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
+from conftest import ROOT
 from safetensors import safe_open
 
 from faults.processes import Recipe, die, nothing, start, wait
@@ -161,13 +165,14 @@ def chosen_kills(recipe: Recipe, script: str, moment: str, most: int, *more: str
     folder = recipe.folder / f"{script}-{moment}".replace(" ", "-")
     folder.mkdir()
     whole = folder / "whole"
-    recipe.must(script, whole, *more)  # replacing takes other calls than making
+    out = folder / ("out.json" if script == "evaluate" else "out")
+    for made in (whole, out):
+        recipe.must(script, made, *more)  # replacing takes other calls than making
     calls = count_calls(recipe, script, whole, moment, *more)
     expected = weights(whole) if Path(f"{whole}.pt").exists() else None
     numbers = sorted({1 + i * (calls - 1) // max(1, most - 1) for i in range(min(most, calls))})
     lost = []
     for number in numbers:
-        out = folder / "out"
         code = recipe.run(script, out, *more, change=lambda number=number: on_call(moment, number, die))
         lost += [f"{script}, {moment} {number}: {name}" for name in corrupt_files(folder)]
         if code != -signal.SIGKILL:
@@ -178,3 +183,36 @@ def chosen_kills(recipe: Recipe, script: str, moment: str, most: int, *more: str
             lost.append(f"{script}, {moment} {number}: other weights")
         lost += [f"{script}, {moment} {number}: {name} left behind" for name in litter(recipe.folder)]
     return len(numbers), lost
+
+
+def killed_worker(recipe: Recipe) -> list[str]:
+    """Kill one of two processes of a training: the other must not wait for it, and the same command must go on."""
+    outs, lost = [recipe.folder / name for name in ("two-whole", "two-killed")], []
+
+    def launch(out: Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        arguments = recipe.arguments("train", str(out), "--epoch=40")
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        with open(recipe.log, "ab") as log:
+            script = str(ROOT / "train.py")
+            return subprocess.Popen([*command, script, *arguments], env=environment, stdout=log, stderr=log)
+
+    if launch(outs[0]).wait():
+        raise RuntimeError(recipe.log.read_text())
+    job = launch(outs[1])
+    unfinished = outs[1].with_name(f"{outs[1].name}.unfinished")
+    while job.poll() is None and not unfinished.exists():
+        time.sleep(0.05)
+    workers = [child for child in psutil.Process(job.pid).children() if "train.py" in " ".join(child.cmdline())]
+    workers[-1].kill()
+    start = time.monotonic()
+    if not job.wait():
+        lost.append("two processes: one was killed, and the job says it succeeded")
+    if time.monotonic() - start > 60:
+        lost.append(f"two processes: one was killed, and the job took {time.monotonic() - start:.0f} s to fail")
+    recipe.log.write_bytes(b"")
+    if launch(outs[1]).wait() or "[Resume]" not in recipe.log.read_text():
+        lost.append(f"two processes: not continued: {recipe.log.read_text()[-300:]}")
+    elif weights(outs[0]) != weights(outs[1]):
+        lost.append("two processes: other weights")
+    return lost + corrupt_files(recipe.folder / "two-killed") + litter(recipe.folder)

@@ -12,14 +12,8 @@ from pathlib import Path
 
 from conftest import ROOT, make_encoder, write_texts
 
-# What the scripts need, loaded once and before any process is started.
-import utils.importance
-import utils.labelling
-import utils.model_dir
-import utils.quantization
-import utils.recovery
-import utils.training
-import utils.vocabulary  # noqa: F401
+# With all that they need, loaded once and before any process is started.
+import train  # noqa: F401
 
 LIMIT_S = 120
 
