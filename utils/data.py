@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -25,6 +25,7 @@ from utils.tokenization import prepare_tokenizer, tokenize
 datasets.disable_progress_bars()
 
 SPLITS = ("train", "valid", "test")
+AUGMENTED = "augmented"  # where augment_data.py made one
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "label": pa.int32()})
 
 
@@ -36,6 +37,11 @@ class Data:
     splits: dict[str, datasets.Dataset]
     folder: Path  # that holds the tables
     fingerprint: str  # of texts, tokenizer and n_ctx
+
+
+def present_splits(data_dir: Path) -> list[str]:
+    """The splits of a data folder: the three, and that of augmented rows if there is one."""
+    return [*SPLITS, AUGMENTED] if (data_dir / f"{AUGMENTED}.txt").exists() else [*SPLITS]
 
 
 def read_rows(path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -72,7 +78,7 @@ def read_rows(path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def read_labels(data_dir: Path) -> tuple[list[str], dict[str, int]]:
-    """Check every line of the three text files; return the sorted labels of train.txt and each split's number of rows.
+    """Check every line of the text files; return the sorted labels of train.txt and each split's number of rows.
 
     Raises:
         UserError: as `read_rows`, a label that train.txt lacks, one label only, or pairs in one file but not all.
@@ -80,7 +86,7 @@ def read_labels(data_dir: Path) -> tuple[list[str], dict[str, int]]:
     counts: dict[str, int] = {}
     columns: dict[str, int] = {}
     seen: dict[str, None] = {}  # a set in the order of their first rows
-    for split in SPLITS:
+    for split in present_splits(data_dir):
         path = data_dir / f"{split}.txt"
         counts[split] = 0
         for counts[split], (texts, label) in enumerate(read_rows(path), start=1):
@@ -119,8 +125,9 @@ def tokenize_data(data_dir: Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int
     if target.exists() and not (target / "meta.json").exists():
         raise UserError(f"{target} is not a data set of this project: move it away")
     summary = {}
+    splits = present_splits(data_dir)
     with atomic_folder(target) as folder:
-        for split in SPLITS:
+        for split in splits:
             rows = progress(read_rows(data_dir / f"{split}.txt"), counts[split], split)
             with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
                 for batch in _tokenized_batches(rows, tokenizer, labels, n_ctx):
@@ -131,7 +138,7 @@ def tokenize_data(data_dir: Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int
             "labels": labels,
             "n_ctx": n_ctx,
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "texts": {split: _file_hash(data_dir / f"{split}.txt") for split in SPLITS},
+            "texts": {split: _file_hash(data_dir / f"{split}.txt") for split in splits},
         }
         write_json(folder / "meta.json", meta)
         with atomic_file(data_dir / "label.txt") as temporary:
@@ -150,8 +157,8 @@ def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: i
     try:
         meta = json.loads((data_dir / "tokenized" / "meta.json").read_text(encoding="utf-8"))
         made_with = (meta["n_ctx"], meta["tokenizer"])
-        labels, hashes = meta["labels"], {split: meta["texts"][split] for split in SPLITS}
-        splits = {split: datasets.Dataset.from_file(str(data_dir / "tokenized" / f"{split}.arrow")) for split in SPLITS}
+        labels, hashes = meta["labels"], {split: meta["texts"][split] for split in [*SPLITS, *meta["texts"]]}
+        splits = {split: datasets.Dataset.from_file(str(data_dir / "tokenized" / f"{split}.arrow")) for split in hashes}
     except FileNotFoundError as error:
         raise UserError(
             f"{data_dir} holds no tokenized data set: run preprocess.py with this data_dir first"
@@ -162,12 +169,18 @@ def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: i
         raise UserError(f"{data_dir} was tokenized with n_ctx {made_with[0]} but the config says {n_ctx}: {again}")
     if made_with[1] != tokenizer_fingerprint(tokenizer):
         raise UserError(f"{data_dir} was tokenized with another tokenizer than this model's: {again} with this model's")
-    for split in SPLITS:
+    for split in hashes:
         path = data_dir / f"{split}.txt"
         if path.exists() and _file_hash(path) != hashes[split]:
             raise UserError(f"{path} has changed since it was tokenized: {again}")
     fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
     return Data(labels, splits, data_dir / "tokenized", fingerprint)
+
+
+def with_augmented_rows(data: Data) -> Data:
+    """The same data with its augmented rows behind those of train."""
+    train = datasets.concatenate_datasets([data.splits["train"], data.splits[AUGMENTED]])
+    return replace(data, splits=data.splits | {"train": train})
 
 
 def lengths(split: datasets.Dataset) -> np.ndarray:

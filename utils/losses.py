@@ -1,17 +1,32 @@
 """Losses of a student against its teacher, one value a row, [batch]: parts of a batch sum up to the whole."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
-
-def soft_cross_entropy(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy against the teacher's probabilities (Hinton et al. 2015, temperature 1); logits [batch, labels]."""
-    return -(teacher_logits.softmax(-1) * student_logits.log_softmax(-1)).sum(-1)
+NO_LABEL = -1
 
 
-def logits_mse(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of the logits [batch, labels] (Ba & Caruana 2014)."""
+def soft_cross_entropy(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """Cross-entropy against the teacher's probabilities, both at a temperature (Hinton et al. 2015).
+
+    Times the square of the temperature, so that gradients keep their size. Logits are [batch, labels].
+    """
+    teacher, student = teacher_logits / temperature, student_logits / temperature
+    return -(teacher.softmax(-1) * student.log_softmax(-1)).sum(-1) * temperature**2
+
+
+def logits_mse(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Mean squared error of the logits [batch, labels] (Ba & Caruana 2014), which a temperature would only scale."""
     return F.mse_loss(student_logits, teacher_logits, reduction="none").mean(-1)
+
+
+def label_loss(student_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy against label ids [batch]; 0 for a row whose id is NO_LABEL."""
+    return F.cross_entropy(student_logits, labels, reduction="none", ignore_index=NO_LABEL)
 
 
 KD_LOSSES = {"soft_cross_entropy": soft_cross_entropy, "mse": logits_mse}
@@ -40,20 +55,43 @@ def state_loss(
 def attention_loss(
     student_attentions: list[torch.Tensor], teacher_attentions: list[torch.Tensor], mask: torch.Tensor
 ) -> torch.Tensor:
-    """Squared error of the attention probabilities of every student layer against its teacher block's last layer.
+    """Squared error of attention probabilities, layer by layer, as TinyBERT's (Jiao et al. 2020, equation 7).
 
-    As TinyBERT (Jiao et al. 2020, equation 7), on probabilities, over real tokens only.
+    On probabilities, over real tokens only.
 
     Args:
-        student_attentions: one [batch, heads, length, length] a layer.
-        teacher_attentions: the same for the teacher, a multiple of the student's number of layers.
+        student_attentions, teacher_attentions: as many tensors [batch, heads, length, length] each, pair by pair.
         mask: 1 for real tokens, [batch, length].
     """
-    block = len(teacher_attentions) // len(student_attentions)
     pairs = (mask[:, None, :, None] * mask[:, None, None, :]).to(student_attentions[0].dtype)
     total = torch.zeros(mask.shape[0], device=mask.device)
-    for i, student in enumerate(student_attentions):
-        teacher = teacher_attentions[(i + 1) * block - 1]
+    for student, teacher in zip(student_attentions, teacher_attentions, strict=True):
         error = F.mse_loss(student, teacher, reduction="none") * pairs
         total = total + error.sum((1, 2, 3)) / (student.shape[1] * mask.sum(-1) ** 2)
     return total / len(student_attentions)
+
+
+def relation_loss(
+    student_parts: list[torch.Tensor], teacher_parts: list[torch.Tensor], mask: torch.Tensor
+) -> torch.Tensor:
+    """Divergence of the relations of a layer's queries, of its keys and of its values (MiniLMv2, Wang et al. 2021).
+
+    A relation is the softmax of scaled products between tokens. It needs neither equal hidden sizes nor equal numbers
+    of heads, as the parts are split anew into relation heads: as many as both widths allow, at least 32 wide.
+
+    Args:
+        student_parts, teacher_parts: queries, keys and values, each [batch, length, width].
+        mask: 1 for real tokens, [batch, length].
+    """
+    num_heads = max(1, math.gcd(student_parts[0].shape[-1], teacher_parts[0].shape[-1]) // 32)
+
+    def relations(part: torch.Tensor) -> torch.Tensor:
+        heads = part.float().unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        products = heads @ heads.transpose(-1, -2) / heads.shape[-1] ** 0.5
+        return products.masked_fill(mask[:, None, None, :] == 0, torch.finfo(products.dtype).min).log_softmax(-1)
+
+    total = torch.zeros(mask.shape[0], device=mask.device)
+    for student, teacher in zip(student_parts, teacher_parts, strict=True):
+        divergence = F.kl_div(relations(student), relations(teacher), reduction="none", log_target=True).sum(-1)
+        total = total + (divergence.mean(1) * mask).sum(-1) / mask.sum(-1)
+    return total / len(student_parts)

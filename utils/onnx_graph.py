@@ -23,7 +23,7 @@ from utils.families import Family, family_of, head_size_of, layers_of, takes_tok
 # Opset and IR version old enough for the onnxruntime releases of the last years, in any language.
 OPSET, IR_VERSION = 17, 8
 MICROSOFT = "com.microsoft"
-WORD_TABLE = "word.weight"
+EMBEDDINGS = WORDS, POSITIONS = "word.weight", "position.weight"
 
 # A layer's entries in the table of families.
 LAYER_PARTS = (
@@ -138,16 +138,16 @@ def _embeddings(graph: _Graph, model: PreTrainedModel, family: Family) -> str:
         position = position - embeddings.token_type_embeddings.weight[0]
     if family.positions_follow_padding:
         positions = _positions_after_padding(graph, embeddings.padding_idx)
-        skip = graph.node("Gather", [graph.weight(position, "position.weight"), positions], "position")
+        skip = graph.node("Gather", [graph.weight(position, POSITIONS), positions], "position")
     else:
         start, axis = (graph.weight(np.array([i]), f"position.{name}") for i, name in ((0, "start"), (1, "axis")))
         length = graph.node("Shape", ["input_ids"], "position.length", start=1, end=2)
-        skip = graph.node("Slice", [graph.weight(position[None], "position.weight"), start, length, axis], "position")
+        skip = graph.node("Slice", [graph.weight(position[None], POSITIONS), start, length, axis], "position")
     if takes_token_types(model):
         types = graph.weight(-embeddings.token_type_embeddings.weight, "token_type.weight")
         types = graph.node("Gather", [types, "token_type_ids"], "token_type")
         skip = graph.node("Add", [types, skip], "position_and_type")
-    word = graph.node("Gather", [graph.weight(embeddings.word_embeddings.weight, WORD_TABLE), "input_ids"], "word")
+    word = graph.node("Gather", [graph.weight(embeddings.word_embeddings.weight, WORDS), "input_ids"], "word")
     x = graph.sum_norm(word, skip, embeddings.LayerNorm, "embeddings")
     # ELECTRA has this module only where its embeddings are narrower than its layers.
     if family.embeddings_project in dict(model.named_modules()):

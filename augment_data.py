@@ -1,0 +1,71 @@
+"""Make more rows for a student to learn from: data_dir/train.txt -> data_dir/augmented.txt.
+
+    python augment_data.py --data_dir=data/sst2 --bert_model_name_or_path=./embeddings/bert-base-uncased --n_iter=20
+    python preprocess.py ...
+    python fastformers.py ... --augmented
+
+Each row of train.txt is varied --n_iter times: words are masked (--mask_ratio) or replaced by one of the nearest
+neighbours among the encoder's own word embeddings (--replace_ratio), and at times only some words in a row are kept
+(--ngram_ratio), after Tang et al. 2019 (arXiv 1903.12136) and TinyBERT (arXiv 1909.10351). No row comes twice, and none
+is in train.txt, valid.txt or test.txt. The label is its source's; fastformers.py goes by what the teacher says instead.
+Run preprocess.py again afterwards.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.arguments import positive_int, script_parser, share
+from utils.augmentation import Ratios, augmented_rows, nearest_words
+from utils.checkpoint import load_tokenizer
+from utils.cli import UserError, run
+from utils.data import AUGMENTED, SPLITS, read_labels, read_rows
+from utils.files import atomic_file, check_output_folder
+
+logger = logging.getLogger(__name__)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = script_parser(__doc__)
+    parser.add_argument("--data_dir", required=True, help="folder with train.txt, valid.txt and test.txt")
+    parser.add_argument("--bert_model_name_or_path", required=True, help="the encoder whose word embeddings are used")
+    parser.add_argument("--n_iter", type=positive_int, default=20, help="variants of each row, those twice left out")
+    parser.add_argument("--mask_ratio", type=share, default=0.1, help="of the words")
+    parser.add_argument("--replace_ratio", type=share, default=0.3, help="of the words")
+    parser.add_argument("--ngram_ratio", type=share, default=0.25, help="of the variants")
+    parser.add_argument("--num_neighbours", type=positive_int, default=15, help="that a word may be replaced by")
+    parser.add_argument("--num_proc", type=positive_int, default=1, help="processes")
+    parser.add_argument("--seed", type=int, default=42, help="of all choices; the result does not depend on --num_proc")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    data_dir = Path(args.data_dir)
+    tokenizer = load_tokenizer(args.bert_model_name_or_path, "--bert_model_name_or_path")
+    if args.mask_ratio and tokenizer.mask_token is None:
+        raise UserError("--mask_ratio: this tokenizer has no mask token: give --mask_ratio=0")
+    target = data_dir / f"{AUGMENTED}.txt"
+    if data_dir.is_dir():
+        check_output_folder(data_dir, "--data_dir")
+    _, counts = read_labels(data_dir)
+    known = {texts for split in SPLITS for texts, _ in read_rows(data_dir / f"{split}.txt")}
+    neighbours = nearest_words(args.bert_model_name_or_path, tokenizer, args.num_neighbours)
+    ratios = Ratios(args.mask_ratio, args.replace_ratio, args.ngram_ratio)
+    source = tqdm(read_rows(data_dir / "train.txt"), total=counts["train"], desc="augment", unit="row", disable=None)
+    made = 0
+    with atomic_file(target) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        for texts, label in augmented_rows(
+            source, neighbours, tokenizer.mask_token, ratios, args.n_iter, args.seed, known, args.num_proc
+        ):
+            file.write("\t".join([*texts, label]) + "\n")
+            made += 1
+        if not made:
+            raise UserError(f"no row could be varied: raise --n_iter, --replace_ratio or --mask_ratio ({data_dir})")
+    logger.info("[Augmented] : %d rows of %d, written to %s: run preprocess.py", made, counts["train"], target)
+
+
+if __name__ == "__main__":
+    run(main)
