@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.arguments import script_parser
+from utils.arguments import positive_int, script_parser
 from utils.checkpoint import check_same_tokenizer, load_hub_config, load_tokenizer
 from utils.cli import run
 from utils.config import load_config
@@ -31,6 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data_dir", required=True, help="folder with train.txt, valid.txt and test.txt")
     parser.add_argument("--bert_model_name_or_path", required=True, help="the encoder whose tokenizer is used")
     parser.add_argument("--teacher_bert_model_name_or_path", help="check that this encoder's tokenizer does the same")
+    parser.add_argument("--num_proc", type=positive_int, default=1, help="processes that tokenize")
     return parser.parse_args()
 
 
@@ -51,6 +52,7 @@ def main() -> None:
         tokenizer,
         config.n_ctx,
         lambda rows, total, split: iter(tqdm(rows, total=total, desc=f"tokenize {split}", unit="row", disable=None)),
+        args.num_proc,
     )
     for split, counts in summary.items():
         logger.info("[%s] : %d rows, %.1f tokens on average, longest %d", split, *counts.values())

@@ -74,3 +74,13 @@ def test_changed_text_is_noticed(tmp_path):
         file.write("good\tpositive\n")
     with pytest.raises(UserError, match="has changed"):
         load_data(tmp_path, make_tokenizer(), 16)
+
+
+def test_any_number_of_processes_makes_the_same_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.data.CHUNK", 10)
+    tokenizer, found = make_tokenizer(), []
+    for count in (1, 3):
+        folder = write_texts(tmp_path / str(count))
+        tokenize_data(folder, tokenizer, 16, lambda rows, total, split: iter(rows), count)
+        found.append([(folder / f"tokenized/{split}.arrow").read_bytes() for split in ("train", "valid", "test")])
+    assert found[0] == found[1]

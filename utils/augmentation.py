@@ -1,14 +1,14 @@
 """New texts from old ones: masked words, words replaced by their neighbours, parts of a sentence."""
 
-import itertools
 import random
 from collections.abc import Iterable, Iterator, Set
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from transformers import AutoModel, PreTrainedTokenizerFast
+
+from utils.pool import chunks, map_in_processes
 
 Texts = tuple[str, ...]  # a sentence, or a pair
 Row = tuple[Texts, str]  # and its label
@@ -83,23 +83,13 @@ def augmented_rows(
 
     Each row has random numbers of its own, so that the result does not depend on `num_proc`.
     """
-    chunks = _chunks(rows)
     vary_chunk = partial(_vary_chunk, neighbours, mask_token, ratios, n_iter, seed)
     seen: set[int] = set()  # hashes: the texts themselves may not fit into memory
-    for varied in map(vary_chunk, chunks) if num_proc == 1 else _in_processes(vary_chunk, chunks, num_proc):
+    for varied in map_in_processes(vary_chunk, enumerate(chunks(rows, CHUNK)), num_proc):
         for texts, label in varied:
             if texts not in known and hash(texts) not in seen:
                 seen.add(hash(texts))
                 yield texts, label
-
-
-def _chunks(rows: Iterable[Row]) -> Iterator[tuple[int, list[Row]]]:
-    iterator = iter(rows)
-    for number in itertools.count():
-        chunk = list(itertools.islice(iterator, CHUNK))
-        if not chunk:
-            return
-        yield number, chunk
 
 
 def _vary_chunk(
@@ -118,12 +108,3 @@ def _vary_chunk(
             for _ in range(n_iter):
                 varied.append((tuple(vary(text, neighbours, mask_token, ratios, generator) for text in texts), label))
     return varied
-
-
-def _in_processes(vary_chunk, chunks: Iterator, num_proc: int) -> Iterator[list[Row]]:
-    """As `map`, in processes, with a few chunks under way at a time, whatever their number."""
-    with ProcessPoolExecutor(num_proc) as pool:
-        under_way = [pool.submit(vary_chunk, chunk) for chunk in itertools.islice(chunks, 2 * num_proc)]
-        while under_way:
-            yield under_way.pop(0).result()
-            under_way += [pool.submit(vary_chunk, chunk) for chunk in itertools.islice(chunks, 1)]

@@ -5,27 +5,30 @@ writes beside them label.txt (one label a line, in the order of their ids) and t
 """
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from utils.checkpoint import tokenizer_fingerprint
 from utils.cli import UserError
 from utils.files import atomic_file, atomic_folder, write_json
+from utils.pool import chunks, map_in_processes
 from utils.tokenization import prepare_tokenizer, tokenize
 
 datasets.disable_progress_bars()
 
 SPLITS = ("train", "valid", "test")
 AUGMENTED = "augmented"  # where augment_data.py made one
+CHUNK = 10_000  # rows tokenized at a time
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "label": pa.int32()})
 
 
@@ -106,12 +109,15 @@ def read_labels(data_dir: Path) -> tuple[list[str], dict[str, int]]:
     return sorted(seen, key=_label_order), counts
 
 
-def tokenize_data(data_dir: Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int, progress) -> tuple[list[str], dict]:
+def tokenize_data(
+    data_dir: Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int, progress, num_proc: int = 1
+) -> tuple[list[str], dict]:
     """Tokenize the text files into data_dir/tokenized, without padding, and write data_dir/label.txt.
 
     Args:
         n_ctx: longest row in tokens, special tokens included; longer ones are truncated (the longer sentence of a pair
             first).
+        num_proc: processes that tokenize; one uses all cores for a part of the work.
         progress: called as `progress(rows, total, split)`; returns an iterator over the same rows (a tqdm bar).
 
     Returns:
@@ -130,7 +136,8 @@ def tokenize_data(data_dir: Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int
         for split in splits:
             rows = progress(read_rows(data_dir / f"{split}.txt"), counts[split], split)
             with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
-                for batch in _tokenized_batches(rows, tokenizer, labels, n_ctx):
+                tokenize_chunk = partial(_tokenized_chunk, tokenizer.backend_tokenizer, labels, n_ctx)
+                for batch in map_in_processes(tokenize_chunk, chunks(rows, CHUNK), num_proc):
                     writer.write_batch(batch)
             widths = lengths(datasets.Dataset.from_file(str(folder / f"{split}.arrow")))
             summary[split] = {"rows": len(widths), "mean_length": float(widths.mean()), "longest": int(widths.max())}
@@ -237,19 +244,14 @@ def shuffled_batches(row_lengths: np.ndarray, batch_size: int, seed: int) -> lis
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def _tokenized_batches(
-    rows: Iterator[tuple[tuple[str, ...], str]], tokenizer: PreTrainedTokenizerFast, labels: list[str], n_ctx: int
-) -> Iterator[pa.RecordBatch]:
-    prepared = prepare_tokenizer(tokenizer.backend_tokenizer)
+def _tokenized_chunk(
+    backend: Tokenizer, labels: list[str], n_ctx: int, rows: list[tuple[tuple[str, ...], str]]
+) -> pa.RecordBatch:
     label_ids = {label: i for i, label in enumerate(labels)}
-    while chunk := list(itertools.islice(rows, 10_000)):
-        encoded = tokenize(prepared, [texts if len(texts) == 2 else texts[0] for texts, _ in chunk], n_ctx)
-        columns = [
-            [ids for ids, _ in encoded],
-            [types for _, types in encoded],
-            [label_ids[label] for _, label in chunk],
-        ]
-        yield pa.record_batch(columns, schema=SCHEMA)
+    texts = [texts if len(texts) == 2 else texts[0] for texts, _ in rows]
+    encoded = tokenize(prepare_tokenizer(backend), texts, n_ctx)
+    columns = [[ids for ids, _ in encoded], [types for _, types in encoded], [label_ids[label] for _, label in rows]]
+    return pa.record_batch(columns, schema=SCHEMA)
 
 
 def _label_order(label: str) -> tuple:
