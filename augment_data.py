@@ -17,12 +17,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.arguments import positive_int, script_parser, share
+from utils.arguments import add_column_options, positive_int, script_parser, share, text_columns
 from utils.augmentation import Ratios, augmented_rows, nearest_words
 from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
-from utils.data import AUGMENTED, SPLITS, read_labels, read_rows
 from utils.files import atomic_file, check_output_folder
+from utils.texts import AUGMENTED, SPLITS, read_labels, read_rows, split_path
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--replace_ratio", type=share, default=0.3, help="of the words")
     parser.add_argument("--ngram_ratio", type=share, default=0.25, help="of the variants")
     parser.add_argument("--num_neighbours", type=positive_int, default=15, help="that a word may be replaced by")
+    add_column_options(parser)
     parser.add_argument("--num_proc", type=positive_int, default=1, help="processes")
     parser.add_argument("--seed", type=int, default=42, help="of all choices; the result does not depend on --num_proc")
     return parser.parse_args()
@@ -50,11 +51,13 @@ def main() -> None:
     target = data_dir / f"{AUGMENTED}.txt"
     if data_dir.is_dir():
         check_output_folder(data_dir, "--data_dir")
-    _, counts = read_labels(data_dir)
-    known = {texts for split in SPLITS for texts, _ in read_rows(data_dir / f"{split}.txt")}
+    names = text_columns(args)
+    _, counts = read_labels(data_dir, names)
+    known = {texts for split in SPLITS for texts, _ in read_rows(split_path(data_dir, split), names)}
     neighbours = nearest_words(args.bert_model_name_or_path, tokenizer, args.num_neighbours)
     ratios = Ratios(args.mask_ratio, args.replace_ratio, args.ngram_ratio)
-    source = tqdm(read_rows(data_dir / "train.txt"), total=counts["train"], desc="augment", unit="row", disable=None)
+    train = read_rows(split_path(data_dir, "train"), names)
+    source = tqdm(train, total=counts["train"], desc="augment", unit="row", disable=None)
     made = 0
     with atomic_file(target) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for texts, label in augmented_rows(

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import accuracy_score, classification_report, confusion_matrix
+from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 from tqdm import tqdm
 
 from utils.arguments import add_checkpoint_options, add_data_options, add_device_option, positive_int, script_parser
@@ -124,6 +124,7 @@ def log_result(result: dict) -> None:
     """Write the result in the form that the recipe's users read."""
     latency = result["latency_ms"]
     logger.info("[Accuracy] : %.4f, %5d/%5d", result["accuracy"], result["num_correct"], result["num_examples"])
+    logger.info("[Macro F1] : %.4f", result["macro_f1"])
     elapsed = result["elapsed_ms"]
     logger.info("[Elapsed Time] : %.2fms, %.4fms on average", elapsed, elapsed / result["num_examples"])
     percentiles = ", ".join(f"{name} {latency[name]:.4f}ms" for name in ("p50", "p90", "p99"))
@@ -162,6 +163,7 @@ def main() -> None:
     report = dict(labels=ids, target_names=data.labels, digits=4, zero_division=0)
     result = {
         "accuracy": float(accuracy_score(true, predicted)),
+        "macro_f1": float(f1_score(true, predicted, labels=ids, average="macro", zero_division=0)),
         "num_correct": int((true == predicted).sum()),
         "num_examples": len(true),
         "latency_ms": latency_summary(milliseconds),

@@ -3,7 +3,9 @@
     python preprocess.py --config=configs/config-bert-cls.json --data_dir=data/sst2 \\
         --bert_model_name_or_path=./embeddings/bert-base-uncased
 
-Each line of the text files is sentence<TAB>label or sentence_a<TAB>sentence_b<TAB>label. Rows longer than the config's
+Each line of the text files is sentence<TAB>label or sentence_a<TAB>sentence_b<TAB>label. train.csv, train.jsonl or
+train.parquet may take the place of train.txt, with columns of the names that --text_column and --label_column give; the
+others likewise. Rows longer than the config's
 n_ctx tokens are truncated; nothing is padded. A teacher and a student must share one tokenizer; name the teacher with
 --teacher_bert_model_name_or_path to have that checked here already.
 """
@@ -15,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.arguments import positive_int, script_parser
+from utils.arguments import add_column_options, positive_int, script_parser, text_columns
 from utils.checkpoint import check_same_tokenizer, load_hub_config, load_tokenizer
 from utils.cli import run
 from utils.config import load_config
@@ -24,6 +26,9 @@ from utils.files import check_output_folder
 
 logger = logging.getLogger(__name__)
 
+# Shares of rows above which preprocess.py warns: of one label, and of rows that fill n_ctx.
+IMBALANCED, TRUNCATED = 0.8, 0.01
+
 
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
@@ -31,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data_dir", required=True, help="folder with train.txt, valid.txt and test.txt")
     parser.add_argument("--bert_model_name_or_path", required=True, help="the encoder whose tokenizer is used")
     parser.add_argument("--teacher_bert_model_name_or_path", help="check that this encoder's tokenizer does the same")
+    add_column_options(parser)
     parser.add_argument("--num_proc", type=positive_int, default=1, help="processes that tokenize")
     return parser.parse_args()
 
@@ -47,15 +53,28 @@ def main() -> None:
     if data_dir.is_dir():
         check_output_folder(data_dir, "--data_dir")
 
-    labels, summary = tokenize_data(
-        data_dir,
-        tokenizer,
-        config.n_ctx,
-        lambda rows, total, split: iter(tqdm(rows, total=total, desc=f"tokenize {split}", unit="row", disable=None)),
-        args.num_proc,
-    )
+    def progress(rows, total, split):
+        return iter(tqdm(rows, total=total, desc=f"tokenize {split}", unit="row", disable=None))
+
+    names = text_columns(args)
+    labels, summary = tokenize_data(data_dir, tokenizer, config.n_ctx, progress, args.num_proc, names)
     for split, counts in summary.items():
-        logger.info("[%s] : %d rows, %.1f tokens on average, longest %d", split, *counts.values())
+        logger.info(
+            "[%s] : %d rows, %.1f tokens on average, longest %d", split,
+            counts["rows"], counts["mean_length"], counts["longest"],
+        )  # fmt: skip
+        if counts["full"] > TRUNCATED * counts["rows"]:
+            logger.warning(
+                "[%s] : %d rows, %.1f %%, fill all %d tokens and were probably cut: raise n_ctx in %s if what is lost "
+                "matters", split, counts["full"], 100 * counts["full"] / counts["rows"], config.n_ctx, args.config,
+            )  # fmt: skip
+    most = max(labels, key=labels.__getitem__)
+    share = labels[most] / sum(labels.values())
+    if share > IMBALANCED:
+        logger.warning(
+            "[Labels] : %.1f %% of train is %s, and so is the accuracy of always saying that: go by the macro F1 of "
+            "evaluate.py", 100 * share, most,
+        )  # fmt: skip
     shown = ", ".join(itertools.islice(labels, 8)) + (", ..." if len(labels) > 8 else "")
     logger.info("[Labels] : %d (%s), written to %s", len(labels), shown, data_dir / "label.txt")
 

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 
 from utils.cli import UserError
 from utils.config import load_config
-from utils.data import read_rows
 from utils.files import write_json
+from utils.texts import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 VENVS = {"optimum": ("optimum_fp32", "optimum_int8"), "openvino": ("openvino_fp32", "nncf_int8")}

@@ -1,11 +1,18 @@
 """From text files to batches."""
 
+import csv
+import json
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from conftest import make_tokenizer, write_texts
+from test_bad_input import fails
 
 from utils.cli import UserError
-from utils.data import batches_by_length, collate, lengths, load_data, read_rows, shuffled_batches, tokenize_data
+from utils.data import batches_by_length, collate, lengths, load_data, shuffled_batches, tokenize_data
+from utils.texts import Columns, read_rows
 
 
 def tokenize(folder, n_ctx: int = 16):
@@ -84,3 +91,55 @@ def test_any_number_of_processes_makes_the_same_tables(tmp_path, monkeypatch):
         tokenize_data(folder, tokenizer, 16, lambda rows, total, split: iter(rows), count)
         found.append([(folder / f"tokenized/{split}.arrow").read_bytes() for split in ("train", "valid", "test")])
     assert found[0] == found[1]
+
+
+def columns_as(folder, suffix: str, rows: list[dict]) -> None:
+    table = pa.Table.from_pylist(rows)
+    for split in ("train", "valid", "test"):
+        path = folder / f"{split}{suffix}"
+        if suffix == ".csv":
+            with open(path, "w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, rows[0].keys())
+                writer.writeheader()
+                writer.writerows(rows)
+        elif suffix == ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        else:
+            pa.parquet.write_table(table, path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_other_formats(project, suffix):
+    """The same tables as from text; quotes, commas, line ends and numbers as labels are nothing special."""
+    steps = project()
+    texts = ['a "good" film', "a film,\nnot good", "tab\there", "bad"]
+    rows = [{"id": i, "body": text, "stars": i % 2} for i, text in enumerate(texts)]
+    for path in steps.data.iterdir():
+        path.unlink()
+    columns_as(steps.data, suffix, rows)
+    code, stderr = steps.preprocess("--text_column=body", "--label_column=stars")
+    assert code == 0, stderr
+    assert (steps.data / "label.txt").read_text() == "0\n1\n"
+    found = list(read_rows(steps.data / f"train{suffix}", Columns(("body",), "stars")))
+    assert found == [((text,), str(i % 2)) for i, text in enumerate(texts)]
+    pairs = read_rows(steps.data / f"train{suffix}", Columns(("body", "id"), "stars"))
+    assert next(pairs) == (('a "good" film', "0"), "0")
+    assert steps.train("--epoch=1")[0] == 0
+    fails(steps.preprocess(), f"train{suffix}, line", "no value for 'text'", "--text_column")
+    fails(steps.preprocess("--text_column=body", "--label_column=mark"), "'mark'", "--label_column")
+    fails(steps.preprocess("--text_column=a,b,c"), "--text_column=a,b,c")
+    (steps.data / "train.txt").write_text("a film\t0\n")
+    fails(steps.preprocess("--text_column=body", "--label_column=stars"), "both train.txt and train" + suffix)
+    (steps.data / "train.txt").unlink()
+    (steps.data / f"train{suffix}").write_bytes(b'"broken')
+    fails(steps.preprocess("--text_column=body", "--label_column=stars"), f"train{suffix}")
+
+
+def test_what_makes_accuracy_mislead_is_said(project):
+    steps = project()
+    many = "a film that is not " + "very " * 20 + "good\tpositive\n"
+    (steps.data / "train.txt").write_text(many * 9 + "bad\tnegative\n")
+    code, stderr = steps.preprocess()
+    assert code == 0
+    assert "90.0 % of train is positive" in stderr and "macro F1" in stderr
+    assert "[train] : 9 rows, 90.0 %, fill all 16 tokens" in stderr and "n_ctx" in stderr

@@ -9,15 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, make_encoder, write_texts
+from conftest import ROOT, make_encoder, make_tokenizer, write_texts
 
-SCRIPTS = ["preprocess.py", "train.py", "evaluate.py", "fastformers.py", "prune.py", "quantize.py", "predict.py"]
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 
 def recipe_commands() -> list[str]:
-    """The command blocks of the README that follow a `recipe` mark, in order."""
+    """The commands in blocks of the README that follow a `recipe` mark, in order."""
     blocks = re.findall(r"<!-- recipe -->\n *```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [re.sub(r"\s*\\\n\s*", " ", block).strip() for block in blocks]
+    lines = [re.sub(r"\s*\\\n\s*", " ", block).splitlines() for block in blocks]
+    return [line.strip() for line in sum(lines, []) if line.strip()]
 
 
 @pytest.fixture
@@ -53,8 +54,10 @@ def test_recipe(tmp_path, run_command):
         (tmp_path / name).symlink_to(ROOT / name)
     write_texts(tmp_path / "data/sst2")
     sizes = {"hidden_size": 64, "num_attention_heads": 8, "intermediate_size": 1100, "max_position_embeddings": 100}
-    make_encoder(tmp_path / "embeddings/bert-base-uncased", "bert", num_hidden_layers=3, **sizes)
-    make_encoder(tmp_path / "embeddings/pytorch.uncased_L-4_H-512_A-8", "bert", num_hidden_layers=1, **sizes)
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    for name, layers in (("bert-base-uncased", 3), ("pytorch.uncased_L-4_H-512_A-8", 1)):
+        make_encoder(tmp_path / "embeddings" / name, "bert", tokenizer, num_hidden_layers=layers, **sizes)
     commands = recipe_commands()
     assert [command.split()[1] for command in commands[:7]] == [
         "preprocess.py", "train.py", "evaluate.py", "fastformers.py", "prune.py", "quantize.py", "evaluate.py",

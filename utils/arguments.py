@@ -6,7 +6,10 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+from utils.cli import UserError
+
+if TYPE_CHECKING:  # predict.py does without PyTorch and pyarrow
+    from utils.texts import Columns
     from utils.training import Settings
 
 
@@ -24,6 +27,27 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """--config and --data_dir."""
     parser.add_argument("--config", required=True, help="encoder family and n_ctx, a file of configs/")
     parser.add_argument("--data_dir", required=True, help="data folder that preprocess.py has tokenized")
+
+
+def add_column_options(parser: argparse.ArgumentParser) -> None:
+    """--text_column and --label_column."""
+    group = parser.add_argument_group("columns of CSV, JSON lines and Parquet files")
+    group.add_argument("--text_column", default="text", help="column of the sentence; of a pair, two, such as q1,q2")
+    group.add_argument("--label_column", default="label", help="column of the label")
+
+
+def text_columns(args: argparse.Namespace) -> Columns:
+    """The columns that the options of `add_column_options` name.
+
+    Raises:
+        UserError: more than two for the text, or an empty name.
+    """
+    from utils.texts import Columns
+
+    texts = tuple(name.strip() for name in args.text_column.split(","))
+    if len(texts) > 2 or not all(texts):
+        raise UserError(f"--text_column={args.text_column}: name one column, or two of a pair with a comma between")
+    return Columns(texts, args.label_column)
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +97,7 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
 
 def training_settings(args: argparse.Namespace) -> Settings:
     """The hyperparameters among the options of `add_training_options`."""
-    from utils.training import Settings  # here, as predict.py does without PyTorch
+    from utils.training import Settings
 
     return Settings(
         lr=args.lr, epochs=args.epoch, batch_size=args.batch_size, measure=args.measure, seed=args.seed,

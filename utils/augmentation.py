@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from utils.pool import chunks, map_in_processes
+from utils.texts import Row
 
 Texts = tuple[str, ...]  # a sentence, or a pair
-Row = tuple[Texts, str]  # and its label
 
 CHUNK = 1000  # rows that a process varies at a time
 NGRAM_LENGTHS = (1, 2, 3, 4, 5)

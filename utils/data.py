@@ -1,12 +1,11 @@
-"""Data sets: text files -> tokenized Arrow tables -> batches of rows of about the same length.
+"""Data sets: rows of `utils.texts` -> tokenized Arrow tables -> batches of rows of about the same length.
 
-A data folder holds {train,valid,test}.txt, `sentence<TAB>label` or `sentence_a<TAB>sentence_b<TAB>label`. preprocess.py
-writes beside them label.txt (one label a line, in the order of their ids) and tokenized/, which the other scripts read.
+preprocess.py writes, beside a data folder's files, label.txt (one label a line, in the order of their ids) and
+tokenized/, which the other scripts read.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +21,11 @@ from utils.checkpoint import tokenizer_fingerprint
 from utils.cli import UserError
 from utils.files import atomic_file, atomic_folder, write_json
 from utils.pool import chunks, map_in_processes
+from utils.texts import AUGMENTED, NAMES, SPLITS, Columns, Row, present_splits, read_labels, read_rows, split_path
 from utils.tokenization import prepare_tokenizer, tokenize
 
 datasets.disable_progress_bars()
 
-SPLITS = ("train", "valid", "test")
-AUGMENTED = "augmented"  # where augment_data.py made one
 CHUNK = 10_000  # rows tokenized at a time
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "label": pa.int32()})
 
@@ -42,77 +40,15 @@ class Data:
     fingerprint: str  # of texts, tokenizer and n_ctx
 
 
-def present_splits(data_dir: Path) -> list[str]:
-    """The splits of a data folder: the three, and that of augmented rows if there is one."""
-    return [*SPLITS, AUGMENTED] if (data_dir / f"{AUGMENTED}.txt").exists() else [*SPLITS]
-
-
-def read_rows(path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (texts, label) for each line of a text file; texts are one sentence or a pair.
-
-    Raises:
-        UserError: the file is missing or empty, or a line is not UTF-8, has no tab, an empty label or another number of
-            columns than the first one. Names the line.
-    """
-    mend = "each line is sentence<TAB>label or sentence_a<TAB>sentence_b<TAB>label"
-    columns = None
-    try:
-        with open(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{path}, line {number}: not UTF-8 ({error.reason}): save the file as UTF-8"
-                    ) from error
-                *texts, label = (field.strip() for field in line.split("\t"))
-                if not texts:
-                    raise UserError(f"{path}, line {number}: no tab: {mend}")
-                if not label:
-                    raise UserError(f"{path}, line {number}: empty label: {mend}")
-                columns = columns or len(texts)
-                if len(texts) != columns or columns > 2:
-                    raise UserError(f"{path}, line {number}: {len(texts) + 1} columns: {mend}, the same in every line")
-                yield tuple(texts), label
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): put the data set's text files there") from error
-    if columns is None:
-        raise UserError(f"{path} is empty: {mend}")
-
-
-def read_labels(data_dir: Path) -> tuple[list[str], dict[str, int]]:
-    """Check every line of the text files; return the sorted labels of train.txt and each split's number of rows.
-
-    Raises:
-        UserError: as `read_rows`, a label that train.txt lacks, one label only, or pairs in one file but not all.
-    """
-    counts: dict[str, int] = {}
-    columns: dict[str, int] = {}
-    seen: dict[str, None] = {}  # a set in the order of their first rows
-    for split in present_splits(data_dir):
-        path = data_dir / f"{split}.txt"
-        counts[split] = 0
-        for counts[split], (texts, label) in enumerate(read_rows(path), start=1):
-            if split != "train" and label not in seen:
-                raise UserError(
-                    f"{path}, line {counts[split]}: label {label!r} is not in train.txt: correct it, or add rows"
-                )
-            if columns.setdefault("texts", len(texts)) != len(texts):
-                raise UserError(
-                    f"{path} and train.txt differ in their number of columns: use pairs in all files or in none"
-                )
-            seen[label] = None
-    if len(seen) < 2:
-        raise UserError(
-            f"{data_dir / 'train.txt'} has only the label {next(iter(seen))!r}: a classifier needs two or more"
-        )
-    return sorted(seen, key=_label_order), counts
-
-
 def tokenize_data(
-    data_dir: Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int, progress, num_proc: int = 1
-) -> tuple[list[str], dict]:
-    """Tokenize the text files into data_dir/tokenized, without padding, and write data_dir/label.txt.
+    data_dir: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    n_ctx: int,
+    progress,
+    num_proc: int = 1,
+    names: Columns = NAMES,
+) -> tuple[dict[str, int], dict]:
+    """Tokenize the files into data_dir/tokenized, without padding, and write data_dir/label.txt.
 
     Args:
         n_ctx: longest row in tokens, special tokens included; longer ones are truncated (the longer sentence of a pair
@@ -121,12 +57,14 @@ def tokenize_data(
         progress: called as `progress(rows, total, split)`; returns an iterator over the same rows (a tqdm bar).
 
     Returns:
-        The labels, and for each split its number of rows, mean and longest length in tokens.
+        The labels with their numbers of rows in train; and for each split its number of rows, mean and longest length
+        in tokens, and how many rows have n_ctx tokens, which most of them were cut to.
 
     Raises:
         UserError: as `read_labels`, or data_dir/tokenized is something else.
     """
-    labels, counts = read_labels(data_dir)
+    label_counts, counts = read_labels(data_dir, names)
+    labels = list(label_counts)
     target = data_dir / "tokenized"
     if target.exists() and not (target / "meta.json").exists():
         raise UserError(f"{target} is not a data set of this project: move it away")
@@ -134,23 +72,28 @@ def tokenize_data(
     splits = present_splits(data_dir)
     with atomic_folder(target) as folder:
         for split in splits:
-            rows = progress(read_rows(data_dir / f"{split}.txt"), counts[split], split)
+            rows = progress(read_rows(split_path(data_dir, split), names), counts[split], split)
             with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
                 tokenize_chunk = partial(_tokenized_chunk, tokenizer.backend_tokenizer, labels, n_ctx)
                 for batch in map_in_processes(tokenize_chunk, chunks(rows, CHUNK), num_proc):
                     writer.write_batch(batch)
             widths = lengths(datasets.Dataset.from_file(str(folder / f"{split}.arrow")))
-            summary[split] = {"rows": len(widths), "mean_length": float(widths.mean()), "longest": int(widths.max())}
+            summary[split] = {
+                "rows": len(widths),
+                "mean_length": float(widths.mean()),
+                "longest": int(widths.max()),
+                "full": int((widths == n_ctx).sum()),
+            }
         meta = {
             "labels": labels,
             "n_ctx": n_ctx,
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "texts": {split: _file_hash(data_dir / f"{split}.txt") for split in splits},
+            "texts": {split: _file_hash(split_path(data_dir, split)) for split in splits},
         }
         write_json(folder / "meta.json", meta)
         with atomic_file(data_dir / "label.txt") as temporary:
             temporary.write_text("".join(label + "\n" for label in labels), encoding="utf-8")
-    return labels, summary
+    return label_counts, summary
 
 
 def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> Data:
@@ -177,7 +120,7 @@ def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: i
     if made_with[1] != tokenizer_fingerprint(tokenizer):
         raise UserError(f"{data_dir} was tokenized with another tokenizer than this model's: {again} with this model's")
     for split in hashes:
-        path = data_dir / f"{split}.txt"
+        path = split_path(data_dir, split)
         if path.exists() and _file_hash(path) != hashes[split]:
             raise UserError(f"{path} has changed since it was tokenized: {again}")
     fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
@@ -244,19 +187,12 @@ def shuffled_batches(row_lengths: np.ndarray, batch_size: int, seed: int) -> lis
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def _tokenized_chunk(
-    backend: Tokenizer, labels: list[str], n_ctx: int, rows: list[tuple[tuple[str, ...], str]]
-) -> pa.RecordBatch:
+def _tokenized_chunk(backend: Tokenizer, labels: list[str], n_ctx: int, rows: list[Row]) -> pa.RecordBatch:
     label_ids = {label: i for i, label in enumerate(labels)}
     texts = [texts if len(texts) == 2 else texts[0] for texts, _ in rows]
     encoded = tokenize(prepare_tokenizer(backend), texts, n_ctx)
     columns = [[ids for ids, _ in encoded], [types for _, types in encoded], [label_ids[label] for _, label in rows]]
     return pa.record_batch(columns, schema=SCHEMA)
-
-
-def _label_order(label: str) -> tuple:
-    # 2 before 10 where labels are numbers.
-    return (0, int(label), label) if label.isdecimal() else (1, 0, label)
 
 
 def _file_hash(path: Path) -> str:

@@ -1,5 +1,6 @@
 """The real scripts in processes of their own, which can be killed; started fast, as this process has PyTorch loaded."""
 
+import importlib
 import json
 import os
 import runpy
@@ -12,10 +13,11 @@ from pathlib import Path
 
 from conftest import ROOT, make_encoder, write_texts
 
-# With all that they need, loaded once and before any process is started.
-import train  # noqa: F401
-
 LIMIT_S = 120
+
+# With all that they need, loaded once and before any process is started.
+for path in ROOT.glob("*.py"):
+    importlib.import_module(path.stem)
 
 
 def nothing() -> None:

@@ -1,0 +1,181 @@
+"""Distillation in examples a second: the published way, Hugging Face's Trainer, and fastformers.py.
+
+    python -m benchmarks.training --config=configs/config-bert-cls.json --data_dir=data/movie-reviews \\
+        --bert_output_dir=runs/demo/teacher --student_dir=runs/demo/student-start
+
+The same student learns the logits of the same teacher on the same rows, in processes of their own, in turns:
+
+- published: every row padded to n_ctx, fp32, the teacher asked in every step
+- trainer: Trainer with that loss, rows grouped by length, bf16 where the CPU has it, fused AdamW
+- ours: fastformers.py's loop, and the time in which it asks the teacher once, spread over 5 epochs
+
+Needs an otherwise idle machine. The result is results/training.json; the last lines say which targets are met.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+from benchmarks.results import target_line
+from utils.arguments import add_data_options, positive_int, script_parser
+from utils.checkpoint import load_tokenizer
+from utils.cli import run
+from utils.config import load_config
+from utils.data import Data, collate, lengths, load_data, shuffled_batches
+from utils.devices import make_accelerator
+from utils.distillation import Weights, distillation_losses
+from utils.files import write_json
+from utils.labelling import teacher_logits
+from utils.losses import logits_mse
+from utils.machine import describe_machine
+from utils.model import load_model, model_inputs
+from utils.scoring import predict
+from utils.training import Settings, train
+
+WAYS = ("published", "trainer", "ours")
+BATCH, EPOCHS, WARMUP_STEPS = 64, 5, 2
+LR = 1e-4
+
+
+def parse_args() -> argparse.Namespace:
+    parser = script_parser(__doc__)
+    add_data_options(parser)
+    parser.add_argument("--bert_output_dir", required=True, help="checkpoint folder of the teacher")
+    parser.add_argument("--student_dir", required=True, help="checkpoint folder that the student starts from")
+    parser.add_argument("--steps", type=positive_int, default=20, help="timed steps of each turn")
+    parser.add_argument("--turns", type=positive_int, default=3, help="turns of each way")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)  # of a single turn's process
+    return parser.parse_args()
+
+
+def load(args: argparse.Namespace) -> tuple:
+    """The teacher, the student, and as many rows of train as are timed."""
+    config = load_config(args.config)
+    data = load_data(args.data_dir, load_tokenizer(args.bert_output_dir, "--bert_output_dir"), config.n_ctx)
+    rows = BATCH * (args.steps + WARMUP_STEPS)
+    few = {"train": data.splits["train"].select(range(rows)), "valid": data.splits["valid"].select(range(BATCH))}
+    data = Data(data.labels, few, data.folder, data.fingerprint)
+    teacher = load_model(args.bert_output_dir, "--bert_output_dir", config, data.labels)
+    student = load_model(args.student_dir, "--student_dir", config, data.labels, new_head=True)
+    return config, data, teacher, student
+
+
+def time_published(args: argparse.Namespace) -> float:
+    """Seconds of a step."""
+    config, data, teacher, student = load(args)
+    train_split, pad = data.splits["train"], student.config.pad_token_id
+    optimizer = torch.optim.AdamW(student.parameters(), lr=LR)
+    student.train()
+    seconds = []
+    for indices in shuffled_batches(lengths(train_split), BATCH, seed=0):
+        start = time.perf_counter()
+        batch = collate(train_split, indices, pad, config.n_ctx)
+        with torch.no_grad():
+            wanted = teacher(**model_inputs(teacher, batch)).logits
+        logits_mse(student(**model_inputs(student, batch)).logits, wanted).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - start)
+    return sum(seconds[WARMUP_STEPS:]) / args.steps
+
+
+def time_trainer(args: argparse.Namespace) -> float:
+    """Seconds of a step."""
+    _, data, teacher, student = load(args)
+    ends: list[float] = []
+
+    class DistillationTrainer(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            inputs.pop("labels")
+            with torch.no_grad():
+                wanted = teacher(**inputs).logits
+            return logits_mse(model(**inputs).logits, wanted).mean()
+
+        def training_step(self, *arguments, **options):
+            ends.append(time.perf_counter())
+            return super().training_step(*arguments, **options)
+
+    tokenizer = load_tokenizer(args.bert_output_dir, "--bert_output_dir")
+    tokenizer.model_max_length = 512
+    with tempfile.TemporaryDirectory() as folder:
+        options = TrainingArguments(
+            output_dir=folder, use_cpu=True, per_device_train_batch_size=BATCH, max_steps=args.steps + WARMUP_STEPS,
+            learning_rate=LR, optim="adamw_torch_fused", bf16=has_bf16(), report_to=[], save_strategy="no",
+            train_sampling_strategy="group_by_length", disable_tqdm=True, remove_unused_columns=True, logging_steps=10**9,
+        )  # fmt: skip
+        trainer = DistillationTrainer(
+            model=student, args=options, train_dataset=data.splits["train"],
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )  # fmt: skip
+        trainer.train()
+    ends.append(time.perf_counter())
+    return (ends[-1] - ends[WARMUP_STEPS]) / args.steps
+
+
+def time_ours(args: argparse.Namespace) -> float:
+    """Seconds of a step, evaluation on a batch of rows and a share of labelling by the teacher included."""
+    _, data, teacher, student = load(args)
+    accelerator = make_accelerator("cpu", "auto")
+    start = time.perf_counter()
+    wanted = predict(teacher, data.splits["train"], accelerator, "teacher")
+    labelling = (time.perf_counter() - start) / (args.steps + WARMUP_STEPS)
+    weights = Weights("mse", 1.0, 0.0, 0.0, "mse", "ends", 0.0, 0.0)
+    row_losses = distillation_losses(teacher, student, wanted, len(wanted), weights, [])
+    starts: list[float] = []
+
+    def noted_losses(*arguments):
+        starts.append(time.perf_counter())
+        return row_losses(*arguments)
+
+    settings = Settings(lr=LR, epochs=1, batch_size=BATCH, measure="loss", seed=0)
+    train(student, data, noted_losses, settings, accelerator, save=lambda model: None)
+    return (time.perf_counter() - starts[WARMUP_STEPS]) / args.steps + labelling / EPOCHS
+
+
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bf16."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+def measure(way: str) -> float:
+    """Seconds of a step, from a process of its own, which is this script with the same options."""
+    command = [sys.executable, "-m", "benchmarks.training", *sys.argv[1:], f"--way={way}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    args = parse_args()
+    if args.way:
+        print({"published": time_published, "trainer": time_trainer, "ours": time_ours}[args.way](args))
+        return
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for turn in range(args.turns):
+        for way in WAYS:
+            seconds[way].append(measure(way))
+            print(f"turn {turn + 1}, {way}: {BATCH / seconds[way][-1]:.1f} examples/s", flush=True)
+    rate = {way: BATCH / statistics.median(found) for way, found in seconds.items()}
+    targets = [
+        {"target": f"ours_vs_{way}", "measured": rate["ours"] / rate[way], "needs": needs, "at_most": False,
+         "met": rate["ours"] >= needs * rate[way]}
+        for way, needs in (("published", 20), ("trainer", 1.5))
+    ]  # fmt: skip
+    results = Path(__file__).resolve().parent.parent / "results"
+    results.mkdir(exist_ok=True)
+    settings = {"batch_size": BATCH, "steps": args.steps, "bf16": has_bf16(), "epochs": EPOCHS}
+    found = {"machine": describe_machine(), "settings": settings, "seconds_a_step": seconds, "examples_per_s": rate}
+    write_json(results / "training.json", found | {"targets": targets})
+    for target in targets:
+        print(target_line(target))
+
+
+if __name__ == "__main__":
+    run(main)
