@@ -1,4 +1,5 @@
 # make demo          the whole recipe on 10,070 movie reviews; QUICK=1: on 1,000 of them
+# make ladder DATA=data/NAME     the same on a data set of your own, into runs/NAME
 # make test          the test suite
 # make test-slow     the tests that need the default encoder
 # make faults        kill, starve and mislead the scripts; print what was lost
@@ -15,8 +16,12 @@ RUN = runs/demo-quick
 TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=32
 STUDENT_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=32
 else
+ifeq ($(origin DATA),command line)
+RUN = runs/$(notdir $(patsubst %/,%,$(DATA)))
+else
 DATA = data/movie-reviews
 RUN = runs/demo
+endif
 TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=64
 STUDENT_OPTIONS = --lr=1e-4 --epoch=3 --batch_size=64
 endif
@@ -25,13 +30,16 @@ ENCODER = embeddings/all-MiniLM-L6-v2
 CONFIG = configs/config-bert-cls.json
 COMMON = --config=$(CONFIG) --data_dir=$(DATA)
 
-.PHONY: demo test test-slow faults lint
-.DELETE_ON_ERROR:
+.PHONY: demo ladder test test-slow faults lint
 
-demo: $(RUN)/report.json
+# What the data set is made of: a text file, or another format that preprocess.py reads.
+TRAIN = $(firstword $(wildcard $(DATA)/train.txt $(DATA)/train.csv $(DATA)/train.jsonl $(DATA)/train.parquet) \
+	$(DATA)/train.txt)
+
+demo ladder: $(RUN)/ladder.done
 	@mkdir -p results
-	@cp $(RUN)/report.json results/demo.json
-	@cat $(RUN)/report.txt
+	@rm -rf results/$(notdir $(RUN)) && cp -r $(RUN)/ladder results/$(notdir $(RUN))
+	@cat $(RUN)/ladder.txt
 
 test: $(VENV)/installed-dev
 	$(PYTHON) -m pytest -q -n 2 -m "not slow" tests
@@ -66,37 +74,49 @@ data/movie-reviews/train.txt: | $(VENV)/installed
 data/movie-reviews-1000/train.txt: | $(VENV)/installed
 	$(PYTHON) data/fetch.py movie-reviews --num_rows 1000
 
-$(DATA)/tokenized/meta.json: $(DATA)/train.txt $(ENCODER)/model.safetensors
+$(DATA)/tokenized/meta.json: $(TRAIN) $(ENCODER)/model.safetensors
 	$(PYTHON) preprocess.py $(COMMON) --bert_model_name_or_path=$(ENCODER)
 
-$(RUN)/teacher.pt: $(DATA)/tokenized/meta.json
+# A step's .done is made when it has ended, so a step that was stopped is run again, and continues.
+
+$(RUN)/teacher.done: $(DATA)/tokenized/meta.json
 	$(PYTHON) train.py $(COMMON) --bert_model_name_or_path=$(ENCODER) \
-		--bert_output_dir=$(RUN)/teacher --save_path=$@ $(TEACHER_OPTIONS)
+		--bert_output_dir=$(RUN)/teacher --save_path=$(RUN)/teacher.pt $(TEACHER_OPTIONS)
+	@touch $@
 
 # Half of the teacher's layers, as a student to start from.
-$(RUN)/student-start.pt: $(RUN)/teacher.pt
-	$(PYTHON) prune.py $(COMMON) --bert_output_dir=$(RUN)/teacher --model_path=$< --keep_layers=1,3,5 \
-		--bert_output_dir_pruned=$(RUN)/student-start --save_path_pruned=$@
+$(RUN)/student-start.done: $(RUN)/teacher.done
+	$(PYTHON) prune.py $(COMMON) --bert_output_dir=$(RUN)/teacher --model_path=$(RUN)/teacher.pt --keep_layers=1,3,5 \
+		--bert_output_dir_pruned=$(RUN)/student-start --save_path_pruned=$(RUN)/student-start.pt
+	@touch $@
 
-$(RUN)/student.pt: $(RUN)/student-start.pt
+$(RUN)/student.done: $(RUN)/student-start.done
 	$(PYTHON) fastformers.py $(COMMON) --teacher_config=$(CONFIG) \
 		--teacher_bert_model_name_or_path=$(RUN)/teacher --teacher_model_path=$(RUN)/teacher.pt \
-		--bert_model_name_or_path=$(RUN)/student-start --bert_output_dir=$(RUN)/student --save_path=$@ \
-		--kd_loss=mse $(STUDENT_OPTIONS)
+		--bert_model_name_or_path=$(RUN)/student-start --bert_output_dir=$(RUN)/student \
+		--save_path=$(RUN)/student.pt --kd_loss=mse $(STUDENT_OPTIONS)
+	@touch $@
 
-$(RUN)/pruned.pt: $(RUN)/student.pt
-	$(PYTHON) prune.py $(COMMON) --bert_output_dir=$(RUN)/student --model_path=$< \
-		--target_num_heads=8 --target_ffn_dim=1024 --bert_output_dir_pruned=$(RUN)/pruned --save_path_pruned=$@
+$(RUN)/pruned.done: $(RUN)/student.done
+	$(PYTHON) prune.py $(COMMON) --bert_output_dir=$(RUN)/student --model_path=$(RUN)/student.pt \
+		--target_num_heads=8 --target_ffn_dim=1024 \
+		--bert_output_dir_pruned=$(RUN)/pruned --save_path_pruned=$(RUN)/pruned.pt
+	@touch $@
 
-$(RUN)/pruned.int8.onnx: $(RUN)/pruned.pt
-	$(PYTHON) quantize.py $(COMMON) --bert_output_dir=$(RUN)/pruned --model_path=$< \
-		--onnx_path=$(RUN)/pruned.onnx --quantized_onnx_path=$@ --output_dir=$(RUN)/model
+$(RUN)/model.done: $(RUN)/pruned.done
+	$(PYTHON) quantize.py $(COMMON) --bert_output_dir=$(RUN)/pruned --model_path=$(RUN)/pruned.pt \
+		--onnx_path=$(RUN)/pruned.onnx --quantized_onnx_path=$(RUN)/pruned.int8.onnx --output_dir=$(RUN)/model
+	@touch $@
 
-$(RUN)/report.json: $(RUN)/pruned.int8.onnx
-	$(PYTHON) report.py $(COMMON) --output_json=$@ \
+$(RUN)/ladder.done: $(RUN)/model.done
+	$(PYTHON) report.py $(COMMON) --output_dir=$(RUN)/ladder \
 		--rung "teacher, padded to n_ctx" pytorch_fixed $(RUN)/teacher \
-		--rung "teacher" pytorch $(RUN)/teacher \
-		--rung "student, 3 layers" pytorch $(RUN)/student \
-		--rung "pruned student" pytorch $(RUN)/pruned \
-		--rung "pruned student, ONNX" onnx $(RUN)/pruned.onnx \
-		--rung "pruned student, ONNX int8" onnx $(RUN)/pruned.int8.onnx > $(RUN)/report.txt
+		--rung "+ dynamic length" pytorch $(RUN)/teacher \
+		--rung "+ distillation, 3 layers" pytorch $(RUN)/student \
+		--rung "+ pruning" pytorch $(RUN)/pruned \
+		--rung "+ fused graph" onnx $(RUN)/pruned.onnx \
+		--rung "+ int8" onnx $(RUN)/pruned.int8.onnx \
+		--rung "+ an instance a core" onnx_instances $(RUN)/pruned.int8.onnx \
+		--rung "TF-IDF, logistic regression" linear - \
+		--rung "BERT-base, random, padded" bert_base - > $(RUN)/ladder.txt
+	@touch $@

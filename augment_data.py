@@ -15,10 +15,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from tqdm import tqdm
-
 from utils.arguments import add_column_options, positive_int, script_parser, share, text_columns
 from utils.augmentation import Ratios, augmented_rows, nearest_words
+from utils.bars import progress_bar
 from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.files import atomic_file, check_output_folder
@@ -57,7 +56,7 @@ def main() -> None:
     neighbours = nearest_words(args.bert_model_name_or_path, tokenizer, args.num_neighbours)
     ratios = Ratios(args.mask_ratio, args.replace_ratio, args.ngram_ratio)
     train = read_rows(split_path(data_dir, "train"), names)
-    source = tqdm(train, total=counts["train"], desc="augment", unit="row", disable=None)
+    source = progress_bar(train, total=counts["train"], desc="augment", unit="row")
     made = 0
     with atomic_file(target) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for texts, label in augmented_rows(

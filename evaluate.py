@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
-from tqdm import tqdm
 
 from utils.arguments import add_checkpoint_options, add_data_options, add_device_option, positive_int, script_parser
+from utils.bars import progress_bar
 from utils.checkpoint import check_labels, load_hub_config, load_tokenizer
 from utils.cli import UserError, run
 from utils.config import Config, load_config
@@ -110,7 +110,7 @@ def measure(
         outputs, milliseconds, seconds = serve(open_engine, batches, WARMUP_BATCHES, num_instances, num_threads)
         return outputs, milliseconds, seconds * 1000
     engine = open_engine()
-    bar = tqdm(batches, desc="evaluate", unit="batch", disable=None)
+    bar = progress_bar(batches, desc="evaluate", unit="batch")
     outputs, milliseconds = timed(engine, bar, warmup=batches[:WARMUP_BATCHES])
     return outputs, milliseconds, float(milliseconds.sum())
 

@@ -15,9 +15,8 @@ import itertools
 import logging
 from pathlib import Path
 
-from tqdm import tqdm
-
 from utils.arguments import add_column_options, positive_int, script_parser, text_columns
+from utils.bars import progress_bar
 from utils.checkpoint import check_same_tokenizer, load_hub_config, load_tokenizer
 from utils.cli import run
 from utils.config import load_config
@@ -54,7 +53,7 @@ def main() -> None:
         check_output_folder(data_dir, "--data_dir")
 
     def progress(rows, total, split):
-        return iter(tqdm(rows, total=total, desc=f"tokenize {split}", unit="row", disable=None))
+        return iter(progress_bar(rows, total=total, desc=f"tokenize {split}", unit="row"))
 
     names = text_columns(args)
     labels, summary = tokenize_data(data_dir, tokenizer, config.n_ctx, progress, args.num_proc, names)

@@ -27,7 +27,6 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from utils.arguments import (
@@ -43,6 +42,7 @@ from utils.arguments import (
     script_parser,
     whole_number,
 )
+from utils.bars import progress_bar
 from utils.budget import head_macs, neuron_macs, spread
 from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
@@ -205,7 +205,7 @@ def batches_of(args: argparse.Namespace, model: PreTrainedModel, train: datasets
     """The rows that importance is measured on, always the same; `name` labels the progress bar."""
     num_batches = math.ceil(args.importance_rows / IMPORTANCE_BATCH)
     chosen = shuffled_batches(lengths(train), IMPORTANCE_BATCH, args.seed)[:num_batches]
-    for indices in tqdm(chosen, desc=name, unit="batch", disable=None, leave=False):
+    for indices in progress_bar(chosen, desc=name, unit="batch", leave=False):
         yield collate(train, indices, model.config.pad_token_id)
 
 

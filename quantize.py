@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from utils.arguments import add_checkpoint_options, add_data_options, ratio, script_parser
+from utils.bars import progress_bar
 from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
@@ -40,7 +40,7 @@ from utils.onnx_export import export_plain, open_graph, quantize_plain, to_fp16
 from utils.onnx_graph import build_graph
 from utils.quantization import CANDIDATES, WEIGHT_BITS, calibrate, compare_logits, detect_cpu, quantize_int8
 from utils.runtime import GRAPH, UNPADDED_GRAPH
-from utils.timing import aligned_table, timed_in_turns
+from utils.timing import aligned_table, single_rows, timed_in_turns
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def int8_candidates(graphs: Graphs, data: Data, pad_token_id: int, bits: int) ->
         return {"dynamic, per channel": {GRAPH: quantize_plain(graphs[GRAPH], bits)}}
     train = data.splits["train"]
     rows = np.unique(np.linspace(0, len(train) - 1, min(CALIBRATION_ROWS, len(train))).astype(int))
-    bar = tqdm(rows, desc="calibrate", unit="row", disable=None)
+    bar = progress_bar(rows, desc="calibrate", unit="row")
     ranges = calibrate(graphs[UNPADDED_GRAPH], (collate(train, np.array([row]), pad_token_id) for row in bar))
     return {
         name: {file: quantize_int8(graph, recipe, bits, ranges) for file, graph in graphs.items()}
@@ -148,11 +148,11 @@ def measure(versions: dict[str, Graphs], data: Data, pad_token_id: int) -> dict[
     """Every version's accuracy on valid.txt, latency on this machine and mean distance from the first one's logits."""
     valid = data.splits["valid"]
     engines = [open_graph(graphs.get(UNPADDED_GRAPH, graphs[GRAPH]), len(data.labels)) for graphs in versions.values()]
-    logits, milliseconds = timed_in_turns(engines, [None] * len(engines), valid, pad_token_id)
+    logits, milliseconds = timed_in_turns(engines, [single_rows(valid, pad_token_id)] * len(engines), len(valid))
     return {
         name: {
             "accuracy": float((scores.argmax(-1) == row_labels(valid)).mean()),
-            "p50": float(np.median(latencies)),
+            "p50": float(np.median(np.concatenate(latencies))),
             "drift": float(np.abs(scores - logits[0]).mean()),
             "megabytes": graphs[GRAPH].ByteSize() / 1e6,
         }
@@ -199,7 +199,7 @@ def main() -> None:
     fp32 = export(model)
     batches = comparison_batches(data, pad_token_id)
     run_model = pytorch_engine(model)
-    expected = [run_model(batch) for batch in tqdm(batches, desc="PyTorch", unit="batch", disable=None)]
+    expected = [run_model(batch) for batch in progress_bar(batches, desc="PyTorch", unit="batch")]
     difference = largest_difference(fp32, batches, expected, num_labels)
     # Not `>`: a NaN must fail too.
     if not difference <= MAX_FP32_DIFFERENCE:

@@ -1,123 +1,199 @@
-"""The ladder: accuracy, latency and size of every rung, measured side by side in one run.
+"""The ladder: accuracy, speed, size and price of every rung, measured side by side in one run.
 
-    python report.py --config=configs/config-bert-cls.json --data_dir=data/movie-reviews \\
-        --output_json=results/demo.json \\
+    python report.py --config=configs/config-bert-cls.json --data_dir=data/movie-reviews --output_dir=results/demo \\
         --rung "teacher, padded to n_ctx" pytorch_fixed runs/demo/teacher \\
-        --rung "teacher" pytorch runs/demo/teacher \\
-        --rung "student, int8" onnx runs/demo/student.int8.onnx
+        --rung "+ own length" pytorch runs/demo/teacher \\
+        --rung "+ distillation" pytorch runs/demo/student \\
+        --rung "+ graph, int8" onnx runs/demo/student.int8.onnx \\
+        --rung "+ 2 instances" onnx_instances runs/demo/student.int8.onnx \\
+        --rung "BERT-base's shape" bert_base - --rung "TF-IDF + logistic regression" linear -
 
 A rung is a name, an engine and a path. Engines: pytorch and pytorch_fixed (every row padded to n_ctx, the naive way)
-run a checkpoint folder, onnx a file that quantize.py wrote. The speed-up is over the first rung. Every rung classifies
-each row of test.txt once, alone, and they take turns every 100 rows, so that a noisy machine is unfair to none.
-The table goes to standard output, the same as JSON to --output_json.
+run a checkpoint folder; onnx runs a file that quantize.py wrote; onnx_instances runs it in as many processes of one
+thread as there are --num_threads, and its speed is that of all together. Two are no steps of the ladder, and their path
+is -: bert_base, 12 layers of 768, padded to n_ctx, is the paper's baseline (its weights are random, which its time does
+not depend on, and it runs every 20th row); linear is scikit-learn's TF-IDF and logistic regression from text to label,
+what a student must beat to be worth it.
+
+Every rung classifies the rows of test.txt one at a time, and they take turns every 100 rows, so that a noisy machine is
+unfair to none; the range is that of the turns. Into --output_dir go ladder.json, ladder.md, ladder.png and ladder.svg.
 """
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from transformers import AutoModelForSequenceClassification, BertConfig
 
-from utils.arguments import add_data_options, positive_int, script_parser
+from utils.arguments import (
+    add_column_options,
+    add_data_options,
+    positive_float,
+    positive_int,
+    script_parser,
+    text_columns,
+)
 from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import Config, load_config
-from utils.data import load_data, row_labels
-from utils.engines import Engine, onnx_engine, pytorch_engine
-from utils.files import check_output_file, write_json
+from utils.data import Data, collate, load_data, row_labels
+from utils.engines import onnx_engine, pytorch_engine
+from utils.files import atomic_file, check_output_folder, write_json
+from utils.instances import serve
+from utils.ladder import compared, markdown_table, measured_rung, text_table
 from utils.machine import describe_machine
 from utils.model import load_model
-from utils.timing import aligned_table, latency_summary, timed_in_turns
+from utils.picture import ladder_figure, save_figure
+from utils.texts import read_rows, split_path
+from utils.timing import timed_in_turns
 
-ENGINES = ("pytorch_fixed", "pytorch", "onnx")
+ENGINES = ("pytorch_fixed", "pytorch", "onnx", "onnx_instances", "bert_base", "linear")
+NO_STEPS = ("bert_base", "linear")
+SERVED, WARMUP = 3, 20  # how often several instances serve all rows; single rows that each runs before
+BASELINE_EVERY = 20
 
 
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
     add_data_options(parser)
+    add_column_options(parser)
     parser.add_argument(
         "--rung", nargs=3, action="append", required=True, metavar=("NAME", "ENGINE", "PATH"),
         help=f"one rung, from the slowest on; the first is a checkpoint folder; engines: {', '.join(ENGINES)}",
     )  # fmt: skip
-    parser.add_argument("--output_json", required=True, help="file for the result")
+    parser.add_argument("--output_dir", required=True, help="folder for ladder.json, .md, .png and .svg")
     parser.add_argument("--num_threads", type=positive_int, default=os.cpu_count(), help="CPU threads of each rung")
+    parser.add_argument(
+        "--usd_per_hour", type=positive_float, default=0.085,
+        help="price of the machine; the default is that of a cloud's 2 virtual CPUs",
+    )  # fmt: skip
     return parser.parse_args()
 
 
-def open_rung(engine: str, path: str, config: Config, labels: list[str], num_threads: int) -> tuple[Engine, int]:
-    """A rung's engine and the size of its weights in bytes.
+def open_linear(args: argparse.Namespace, data: Data) -> dict:
+    """As `open_rung`: TF-IDF of words and pairs of words, and logistic regression, from a text."""
+    names, data_dir = text_columns(args), Path(args.data_dir)
+    rows = {split: list(read_rows(split_path(data_dir, split), names)) for split in ("train", "test")}
+    texts = {split: [" ".join(parts) for parts, _ in rows[split]] for split in rows}
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2), LogisticRegression(C=10.0, max_iter=1000)
+    )
+    model.fit(texts["train"], [label for _, label in rows["train"]])
+    order = [list(model.classes_).index(label) for label in data.labels]
+    parameters = model[-1].coef_.size
+    return {
+        "run": lambda text: model.predict_proba([text])[:, order], "make_input": texts["test"].__getitem__,
+        "parameters": parameters, "model_bytes": 8 * parameters,
+    }  # fmt: skip
+
+
+def open_rung(engine: str, path: str, args: argparse.Namespace, config: Config, data: Data, pad_token_id: int) -> dict:
+    """What runs a rung (`run`, from what `make_input` makes of a row's number to logits), its parameters and bytes.
 
     Raises:
         UserError: the engine is unknown, or the path holds no such model.
     """
-    if engine == "onnx":
-        return onnx_engine(path, num_threads, len(labels)), os.path.getsize(path)
-    if engine in ENGINES:
-        model = load_model(path, "--rung", config, labels)
-        return pytorch_engine(model), os.path.getsize(Path(path) / "model.safetensors")
+
+    def batch(row: int, width: int | None = None) -> dict:
+        return collate(data.splits["test"], np.array([row]), pad_token_id, width)
+
+    if engine in ("onnx", "onnx_instances"):
+        session = onnx_engine(path, args.num_threads, len(data.labels))
+        graph = onnx.load(path, load_external_data=False).graph
+        parameters = sum(int(np.prod(weight.dims)) for weight in graph.initializer)
+        return {"run": session, "make_input": batch, "parameters": parameters, "model_bytes": os.path.getsize(path)}
+    if engine in ("pytorch", "pytorch_fixed"):
+        model = load_model(path, "--rung", config, data.labels)
+        width = config.n_ctx if engine == "pytorch_fixed" else None
+        return {
+            "run": pytorch_engine(model), "make_input": partial(batch, width=width),
+            "parameters": model.num_parameters(), "model_bytes": os.path.getsize(Path(path) / "model.safetensors"),
+        }  # fmt: skip
+    if engine == "bert_base":
+        shape = BertConfig(num_labels=len(data.labels), max_position_embeddings=max(512, config.n_ctx))
+        model = AutoModelForSequenceClassification.from_config(shape).eval()
+
+        # Token ids of another vocabulary may be larger than its own.
+        def make_input(row: int) -> dict:
+            made = batch(row, config.n_ctx)
+            return made | {"input_ids": made["input_ids"] % shape.vocab_size}
+
+        return {
+            "run": pytorch_engine(model), "make_input": make_input, "parameters": model.num_parameters(),
+            "model_bytes": 4 * model.num_parameters(),
+        }  # fmt: skip
+    if engine == "linear":
+        return open_linear(args, data)
     raise UserError(f"--rung: unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
 
 
-def result(logits: np.ndarray, milliseconds: np.ndarray, true: np.ndarray) -> dict:
-    """One rung's accuracy, latency and throughput, from its logits [rows, labels] and latencies [rows]."""
-    num_correct = int((logits.argmax(-1) == true).sum())
-    return {
-        "accuracy": num_correct / len(true),
-        "num_correct": num_correct,
-        "num_examples": len(true),
-        "latency_ms": latency_summary(milliseconds),
-        "throughput_per_s": 1000 / float(milliseconds.mean()),
-    }
-
-
-def table(rungs: list[dict]) -> str:
-    """The rungs as aligned text."""
-    header = ["rung", "accuracy", "correct", "mean ms", "p50", "p99", "examples/s", "MB", "speed-up"]
-    rows = [
-        [
-            rung["name"],
-            f"{rung['accuracy']:.4f}",
-            f"{rung['num_correct']}/{rung['num_examples']}",
-            *(f"{rung['latency_ms'][key]:.2f}" for key in ("mean", "p50", "p99")),
-            f"{rung['throughput_per_s']:.0f}",
-            f"{rung['model_bytes'] / 1e6:.1f}",
-            f"{rung['speedup']:.1f}x",
-        ]
-        for rung in rungs
-    ]
-    return aligned_table(header, rows)
+def measure(opened: list[dict], engines: list[str], paths: list[str], data: Data, num_threads: int) -> list[dict]:
+    """Every rung's logits, latencies turn by turn, and, of several instances, seconds of each repeat."""
+    num_rows = len(data.splits["test"])
+    every = [BASELINE_EVERY if engine == "bert_base" else 1 for engine in engines]
+    inputs = [rung["make_input"] for rung in opened]
+    logits, milliseconds = timed_in_turns([rung["run"] for rung in opened], inputs, num_rows, every)
+    measured = zip(logits, milliseconds, strict=True)
+    found = [{"logits": scores, "milliseconds": turns, "seconds": None} for scores, turns in measured]
+    for i, engine in enumerate(engines):
+        if engine == "onnx_instances":
+            batches = [inputs[i](row) for row in range(num_rows)]
+            open_one = partial(onnx_engine, paths[i], 1, len(data.labels))
+            served = [serve(open_one, batches, WARMUP, num_threads, 1) for _ in range(SERVED)]
+            found[i] |= {"milliseconds": [each[1] for each in served], "seconds": [each[2] for each in served]}
+        if engine == "bert_base":
+            found[i]["logits"] = None
+    return found
 
 
 def main() -> None:
     args = parse_args()
     config = load_config(args.config)
-    _, first_engine, first_path = args.rung[0]
-    if first_engine == "onnx":
+    names, engines, paths = map(list, zip(*args.rung, strict=True))
+    if engines[0] not in ("pytorch", "pytorch_fixed"):
         raise UserError("--rung: the first rung must be a checkpoint folder: its tokenizer is the ladder's")
-    tokenizer = load_tokenizer(first_path, "--rung")
+    tokenizer = load_tokenizer(paths[0], "--rung")
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
-    check_output_file(args.output_json, "--output_json")
+    check_output_folder(args.output_dir, "--output_dir")
     torch.set_num_threads(args.num_threads)
-    opened = [open_rung(engine, path, config, data.labels, args.num_threads) for _, engine, path in args.rung]
-
-    test = data.splits["test"]
-    widths = [config.n_ctx if engine == "pytorch_fixed" else None for _, engine, _ in args.rung]
-    logits, milliseconds = timed_in_turns([engine for engine, _ in opened], widths, test, tokenizer.pad_token_id)
-
-    true = row_labels(test)
-    rungs = [
-        {"name": name, "engine": engine, "model_bytes": num_bytes} | result(scores, latencies, true)
-        for (name, engine, _), (_, num_bytes), scores, latencies in zip(
-            args.rung, opened, logits, milliseconds, strict=True
-        )
+    opened = [
+        open_rung(engine, path, args, config, data, tokenizer.pad_token_id)
+        for engine, path in zip(engines, paths, strict=True)
     ]
-    for rung in rungs:
-        rung["speedup"] = rungs[0]["latency_ms"]["mean"] / rung["latency_ms"]["mean"]
-    machine = describe_machine() | {"num_threads": args.num_threads}
-    write_json(args.output_json, {"machine": machine, "data_dir": args.data_dir, "rungs": rungs})
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    print(table(rungs))
+    found = measure(opened, engines, paths, data, args.num_threads)
+
+    true = row_labels(data.splits["test"])
+    rungs = []
+    for name, engine, rung, each in zip(names, engines, opened, found, strict=True):
+        sizes = {key: rung[key] for key in ("parameters", "model_bytes")}
+        made = measured_rung(name, each["logits"], true, each["milliseconds"], each["seconds"])
+        rungs.append(made | sizes | {"engine": engine, "step": engine not in NO_STEPS})
+    baseline = next((rung for rung in rungs if rung["engine"] == "bert_base"), None)
+    compared(rungs, baseline, args.usd_per_hour)
+    write_ladder(Path(args.output_dir), rungs, baseline, args)
+
+
+def write_ladder(folder: Path, rungs: list[dict], baseline: dict | None, args: argparse.Namespace) -> None:
+    """Write the ladder as JSON, Markdown and picture; print it as text."""
+    settings = {"num_threads": args.num_threads, "data_dir": args.data_dir, "usd_per_hour": args.usd_per_hour}
+    header = describe_machine() | settings
+    compared_with = baseline["name"] if baseline else None
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "ladder.json", {"machine": header, "rungs": rungs})
+    shown = ", ".join(f"{key} {value}" for key, value in header.items())
+    with atomic_file(folder / "ladder.md") as temporary:
+        table = markdown_table(rungs, compared_with)
+        temporary.write_text(f"{shown}\n\n{table}\n![accuracy against latency](ladder.svg)\n", encoding="utf-8")
+    save_figure(ladder_figure(rungs), folder, "ladder")
+    print(shown)
+    print(text_table(rungs, compared_with))
 
 
 if __name__ == "__main__":

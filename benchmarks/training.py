@@ -33,7 +33,6 @@ from utils.data import Data, collate, lengths, load_data, shuffled_batches
 from utils.devices import make_accelerator
 from utils.distillation import Weights, distillation_losses
 from utils.files import write_json
-from utils.labelling import teacher_logits
 from utils.losses import logits_mse
 from utils.machine import describe_machine
 from utils.model import load_model, model_inputs
@@ -109,7 +108,7 @@ def time_trainer(args: argparse.Namespace) -> float:
         options = TrainingArguments(
             output_dir=folder, use_cpu=True, per_device_train_batch_size=BATCH, max_steps=args.steps + WARMUP_STEPS,
             learning_rate=LR, optim="adamw_torch_fused", bf16=has_bf16(), report_to=[], save_strategy="no",
-            train_sampling_strategy="group_by_length", disable_tqdm=True, remove_unused_columns=True, logging_steps=10**9,
+            train_sampling_strategy="group_by_length", disable_tqdm=True, logging_strategy="no",
         )  # fmt: skip
         trainer = DistillationTrainer(
             model=student, args=options, train_dataset=data.splits["train"],

@@ -1,5 +1,6 @@
 """Every mistake a user can make: exit code 2, one sentence with the mend, every existing output untouched."""
 
+import logging
 import os
 import pickle
 import subprocess
@@ -236,3 +237,13 @@ def test_exit_code_of_the_real_process(tmp_path):
     assert done.stderr.count("\n") == 1 and done.stderr.startswith(
         "preprocess.py: error: --bert_model_name_or_path=./nowhere"
     )
+
+
+def test_quiet_and_verbose(trained):
+    level = logging.getLogger().level
+    assert trained.evaluate("--quiet") == (0, "")
+    logging.getLogger().setLevel(level)
+    assert "[Accuracy]" in trained.evaluate("--verbose")[1]
+    logging.getLogger().setLevel(level)
+    assert trained.evaluate("--quiet", "--verbose")[0] == 2
+    logging.getLogger().setLevel(level)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from utils.cli import UserError
+from utils.cli import LIBRARIES, UserError
 
 if TYPE_CHECKING:  # predict.py does without PyTorch and pyarrow
     from utils.texts import Columns
@@ -20,7 +21,24 @@ def script_parser(docstring: str) -> argparse.ArgumentParser:
         def _get_help_string(self, action: argparse.Action) -> str | None:
             return action.help if action.default in (None, False) else super()._get_help_string(action)
 
-    return argparse.ArgumentParser(description=docstring, formatter_class=Formatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=docstring, formatter_class=Formatter, allow_abbrev=False)
+    how_much = parser.add_mutually_exclusive_group()
+    how_much.add_argument("--quiet", action=_LogLevel, const=logging.WARNING, help="say nothing but warnings")
+    how_much.add_argument("--verbose", action=_LogLevel, const=logging.DEBUG, help="say what the libraries say too")
+    return parser
+
+
+class _LogLevel(argparse.Action):
+    """Sets how much is logged, as soon as it is read; it leaves no trace in the namespace."""
+
+    def __init__(self, option_strings, dest, const, help):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, const=const, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        logging.getLogger().setLevel(self.const)
+        if self.const == logging.DEBUG:
+            for name in LIBRARIES:
+                logging.getLogger(name).setLevel(logging.INFO)
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

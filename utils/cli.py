@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+LIBRARIES = ("httpx", "httpx2", "datasets", "filelock", "accelerate", "torch", "huggingface_hub")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -60,7 +61,7 @@ def run(main: Callable[[], None]) -> None:
     """
     # With stderr, tqdm's default, so that a script's standard output stays its result.
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s:%(message)s", stream=sys.stderr)
-    for name in ("httpx", "httpx2", "datasets", "filelock", "accelerate", "torch", "huggingface_hub"):
+    for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     signal.signal(signal.SIGTERM, _terminate)

@@ -49,8 +49,3 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
         logging.getLogger().setLevel(logging.ERROR)
     logger.info("[Device] : %s, %s, %d process(es)", accelerator.device, precision, accelerator.num_processes)
     return accelerator
-
-
-def bar_off(accelerator: Accelerator) -> bool | None:
-    """tqdm's `disable`: bars are for the main process, and (None) for terminals."""
-    return None if accelerator.is_main_process else True

@@ -19,7 +19,7 @@ from utils.narrow import narrow_layer
 from utils.onnx_export import open_graph
 from utils.onnx_graph import build_graph
 from utils.quantization import WEIGHT_BITS, Recipe, detect_cpu, quantize_int8
-from utils.timing import timed_in_turns
+from utils.timing import single_rows, timed_in_turns
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +58,10 @@ def measure_latencies(models: list[PreTrainedModel], split: datasets.Dataset) ->
     ]
     order = np.argsort(lengths(split), kind="stable")
     rows = split.select(order[np.unique(np.linspace(0, len(order) - 1, min(TIMED_ROWS, len(order))).astype(int))])
-    pad_token_id = models[0].config.pad_token_id
-    repeats = [timed_in_turns(engines, [None] * len(engines), rows, pad_token_id)[1] for _ in range(REPEATS)]
-    return np.median(np.array(repeats), axis=0).mean(-1).tolist()
+    make_inputs = [single_rows(rows, models[0].config.pad_token_id)] * len(engines)
+    repeats = [timed_in_turns(engines, make_inputs, len(rows))[1] for _ in range(REPEATS)]
+    by_row = [[np.concatenate(turns) for turns in repeat] for repeat in repeats]
+    return np.median(np.array(by_row), axis=0).mean(-1).tolist()
 
 
 def measure_table(model: PreTrainedModel, split: datasets.Dataset) -> LatencyTable:

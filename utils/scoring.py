@@ -6,11 +6,10 @@ import datasets
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from utils.bars import progress_bar
 from utils.data import batches_by_length, collate, lengths, row_labels
-from utils.devices import bar_off
 from utils.model import model_inputs
 
 EVALUATION_BATCH = 128
@@ -40,7 +39,10 @@ def predict(model: PreTrainedModel, split: datasets.Dataset, accelerator: Accele
     model.eval()
     logits = torch.zeros(len(split), model.config.num_labels, device=accelerator.device)
     batches = batches_by_length(lengths(split), EVALUATION_BATCH)
-    with torch.inference_mode(), tqdm(total=len(split), desc=name, unit="row", disable=bar_off(accelerator)) as bar:
+    with (
+        torch.inference_mode(),
+        progress_bar(total=len(split), desc=name, unit="row", shown=accelerator.is_main_process) as bar,
+    ):
         for indices in batches[accelerator.process_index :: accelerator.num_processes]:
             batch = collate(split, indices, model.config.pad_token_id)
             with accelerator.autocast():

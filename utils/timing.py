@@ -1,20 +1,20 @@
 """Latency of one batch after another, of one model or of several in turns."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import datasets
 import numpy as np
-from tqdm import tqdm
 
+from utils.bars import progress_bar
 from utils.data import collate
-from utils.engines import Engine
 
 WARMUP_BATCHES = 20
 ROWS_A_TURN, WARMUP_ROWS = 100, 10
 
 
-def timed(run: Engine, batches: Iterable[dict], warmup: list[dict]) -> tuple[list, np.ndarray]:
+def timed(run: Callable[[Any], np.ndarray], batches: Iterable, warmup: list) -> tuple[list, np.ndarray]:
     """Run every batch in turn; `warmup` is run first and not counted.
 
     Returns:
@@ -37,28 +37,37 @@ def latency_summary(milliseconds: np.ndarray) -> dict[str, float]:
 
 
 def timed_in_turns(
-    engines: list[Engine], widths: list[int | None], split: datasets.Dataset, pad_token_id: int
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    engines: list[Callable[[Any], np.ndarray]],
+    make_inputs: list[Callable[[int], Any]],
+    num_rows: int,
+    every: list[int] | None = None,
+) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
     """Run every engine over every row, alone, taking turns, so that a noisy machine is unfair to none.
 
     Args:
-        widths: length each engine's rows are padded to, or None for their own.
+        make_inputs: what an engine takes, made of a row's number, uncounted.
+        every: the steps in which an engine goes through the rows, for one that is too slow for all of them.
 
     Returns:
-        For every engine its logits [rows, labels], and its latency of each row in milliseconds, [rows].
+        For every engine its logits [rows, labels], and its latencies in milliseconds, an array [rows] for each turn.
     """
     logits: list[list] = [[] for _ in engines]
     milliseconds: list[list] = [[] for _ in engines]
-    with tqdm(total=len(engines) * len(split), desc="measure", unit="row", disable=None) as bar:
-        for start in range(0, len(split), ROWS_A_TURN):
-            rows = range(start, min(start + ROWS_A_TURN, len(split)))
+    with progress_bar(total=len(engines) * num_rows, desc="measure", unit="row") as bar:
+        for start in range(0, num_rows, ROWS_A_TURN):
+            end = min(start + ROWS_A_TURN, num_rows)
             for i, engine in enumerate(engines):
-                batches = [collate(split, np.array([row]), pad_token_id, widths[i]) for row in rows]
-                outputs, latencies = timed(engine, batches, warmup=batches[:WARMUP_ROWS])
+                inputs = [make_inputs[i](row) for row in range(start, end, every[i] if every else 1)]
+                outputs, latencies = timed(engine, inputs, warmup=inputs[:WARMUP_ROWS])
                 logits[i] += outputs
                 milliseconds[i].append(latencies)
-                bar.update(len(rows))
-    return [np.concatenate(outputs) for outputs in logits], [np.concatenate(parts) for parts in milliseconds]
+                bar.update(end - start)
+    return [np.concatenate(outputs) for outputs in logits], milliseconds
+
+
+def single_rows(split: datasets.Dataset, pad_token_id: int) -> Callable[[int], dict]:
+    """For `timed_in_turns`: each row as a batch of its own, at its own length."""
+    return lambda row: collate(split, np.array([row]), pad_token_id)
 
 
 def aligned_table(header: list[str], rows: list[list[str]]) -> str:

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
+from utils.bars import progress_bar
 from utils.cli import Terminated, signals_noted
 from utils.data import Data, collate, lengths, shuffled_batches
-from utils.devices import bar_off
 from utils.model import model_inputs
 from utils.resume import Progress, Unfinished, load_progress, save_progress
 from utils.scalars import Scalars, no_scalars
@@ -89,7 +88,7 @@ def train(
             save_progress(unfinished, plain, adamw, accelerator, progress)
 
     batches: list[np.ndarray] = []
-    bar = tqdm(initial=progress.step, total=total, unit="step", disable=bar_off(accelerator))
+    bar = progress_bar(initial=progress.step, total=total, unit="step", shown=accelerator.is_main_process)
     with bar, signals_noted() as noted:
         while True:
             if progress.step > progress.evaluated and _evaluation_due(progress.step, per_epoch, settings):

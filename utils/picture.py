@@ -1,0 +1,76 @@
+"""Accuracy against latency, a point for every rung of a ladder."""
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
+
+from utils.files import atomic_file
+
+matplotlib.rcParams["svg.hashsalt"] = "ladder"  # the same picture is the same file
+OFFSETS = [(side * 10, 14 * step) for step in (1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6) for side in (1, -1)]  # points
+
+
+def ladder_figure(rungs: list[dict]) -> Figure:
+    """Rungs of `utils.ladder` that have an accuracy: milliseconds a row on a log axis, better to the upper left.
+
+    On a white ground, so that it can be read on a light and a dark page.
+    """
+    figure = Figure(figsize=(9, 6), facecolor="white")
+    axes = figure.add_subplot()
+    drawn = [rung for rung in rungs if rung["accuracy"] is not None]
+    steps = [rung for rung in drawn if rung["step"]]
+    axes.plot([r["ms_a_row"] for r in steps], [100 * r["accuracy"] for r in steps], color="#9aa5b1", zorder=1)
+    for kind, color in ((True, "#0b63b0"), (False, "#b3541e")):
+        points = [rung for rung in drawn if rung["step"] is kind]
+        axes.scatter(
+            [r["ms_a_row"] for r in points], [100 * r["accuracy"] for r in points], color=color, s=45, zorder=2
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("milliseconds a row of the test set, log scale")
+    axes.set_ylabel("accuracy on the test set, %")
+    axes.grid(alpha=0.3, which="both")
+    axes.margins(x=0.25, y=0.25)
+    place_labels(figure, axes, [(rung["name"], rung["ms_a_row"], 100 * rung["accuracy"]) for rung in drawn])
+    return figure
+
+
+def place_labels(figure: Figure, axes: Axes, points: list[tuple[str, float, float]]) -> list[Annotation]:
+    """Label each point (name, x, y) at the first place around it where the text meets no other and stays inside."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer, inside = canvas.get_renderer(), axes.get_window_extent()
+    taken = []
+    for _, x, y in points:
+        left, bottom = axes.transData.transform((x, y))
+        taken.append(Bbox.from_bounds(left - 5, bottom - 5, 10, 10))
+    labels = []
+    for name, x, y in points:
+        for offset in OFFSETS:
+            label = axes.annotate(
+                name, (x, y), offset, textcoords="offset points", fontsize=9, color="#1f2933", va="center",
+                ha="left" if offset[0] > 0 else "right",
+                arrowprops={"arrowstyle": "-", "color": "#9aa5b1", "linewidth": 0.8},
+            )  # fmt: skip
+            label.update_positions(renderer)
+            box = Text.get_window_extent(label, renderer).padded(1)  # of the text, without its line to the point
+            is_inside = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
+            if offset == OFFSETS[-1] or (is_inside and not any(box.overlaps(other) for other in taken)):
+                break
+            label.remove()
+        taken.append(box)
+        labels.append(label)
+    return labels
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> None:
+    """Write NAME.png and NAME.svg into a folder, atomically."""
+    for kind in ("png", "svg"):
+        with atomic_file(folder / f"{name}.{kind}") as temporary:
+            # SVG would hold the date.
+            metadata = {"Date": None} if kind == "svg" else None
+            figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
