@@ -141,7 +141,7 @@ def measure(opened: list[dict], engines: list[str], paths: list[str], data: Data
     inputs = [rung["make_input"] for rung in opened]
     logits, milliseconds = timed_in_turns([rung["run"] for rung in opened], inputs, num_rows, every)
     measured = zip(logits, milliseconds, strict=True)
-    found = [{"logits": scores, "milliseconds": turns, "seconds": None} for scores, turns in measured]
+    found: list[dict] = [{"logits": scores, "milliseconds": turns, "seconds": None} for scores, turns in measured]
     for i, engine in enumerate(engines):
         if engine == "onnx_instances":
             batches = [inputs[i](row) for row in range(num_rows)]
@@ -184,16 +184,15 @@ def write_ladder(folder: Path, rungs: list[dict], baseline: dict | None, args: a
     """Write the ladder as JSON, Markdown and picture; print it as text."""
     settings = {"num_threads": args.num_threads, "data_dir": args.data_dir, "usd_per_hour": args.usd_per_hour}
     header = describe_machine() | settings
-    compared_with = baseline["name"] if baseline else None
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "ladder.json", {"machine": header, "rungs": rungs})
     shown = ", ".join(f"{key} {value}" for key, value in header.items())
     with atomic_file(folder / "ladder.md") as temporary:
-        table = markdown_table(rungs, compared_with)
+        table = markdown_table(rungs, baseline is not None)
         temporary.write_text(f"{shown}\n\n{table}\n![accuracy against latency](ladder.svg)\n", encoding="utf-8")
     save_figure(ladder_figure(rungs), folder, "ladder")
     print(shown)
-    print(text_table(rungs, compared_with))
+    print(text_table(rungs, baseline is not None))
 
 
 if __name__ == "__main__":

@@ -135,8 +135,9 @@ def test_instance_that_dies(opener, reason, two_cores):
         instances.serve(opener, batches, 5, 2, 1)
 
 
-def test_instances_leave_the_script_as_it_was(tmp_path, two_cores):
-    before = sys.modules["__main__"].__file__
+def test_instances_leave_the_script_as_it_was(tmp_path, two_cores, monkeypatch):
+    script = sys.modules["__main__"]
+    monkeypatch.setattr(script, "__file__", "script.py", raising=False)
     with pytest.raises(UserError, match="missing.onnx"):
         instances.serve(partial(onnx_engine, tmp_path / "missing.onnx", 1, 2), [], 5, 2, 1)
-    assert sys.modules["__main__"].__file__ == before
+    assert script.__file__ == "script.py"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -12,7 +13,8 @@ from matplotlib.transforms import Bbox
 from utils.files import atomic_file
 
 matplotlib.rcParams["svg.hashsalt"] = "ladder"  # the same picture is the same file
-OFFSETS = [(side * 10, 14 * step) for step in (1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6) for side in (1, -1)]  # points
+# Where a label may be, in points from its point, nearest first: above, below, and to the sides.
+OFFSETS = [(side, 14 * step * way) for step in range(1, 8) for side in (0, 14, -14) for way in (1, -1)]
 
 
 def ladder_figure(rungs: list[dict]) -> Figure:
@@ -40,7 +42,7 @@ def ladder_figure(rungs: list[dict]) -> Figure:
 
 
 def place_labels(figure: Figure, axes: Axes, points: list[tuple[str, float, float]]) -> list[Annotation]:
-    """Label each point (name, x, y) at the first place around it where the text meets no other and stays inside."""
+    """Label each point (name, x, y) at the first place around it where the text meets nothing and stays inside."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer, inside = canvas.get_renderer(), axes.get_window_extent()
@@ -53,7 +55,7 @@ def place_labels(figure: Figure, axes: Axes, points: list[tuple[str, float, floa
         for offset in OFFSETS:
             label = axes.annotate(
                 name, (x, y), offset, textcoords="offset points", fontsize=9, color="#1f2933", va="center",
-                ha="left" if offset[0] > 0 else "right",
+                ha="center" if not offset[0] else "left" if offset[0] > 0 else "right",
                 arrowprops={"arrowstyle": "-", "color": "#9aa5b1", "linewidth": 0.8},
             )  # fmt: skip
             label.update_positions(renderer)
@@ -62,7 +64,10 @@ def place_labels(figure: Figure, axes: Axes, points: list[tuple[str, float, floa
             if offset == OFFSETS[-1] or (is_inside and not any(box.overlaps(other) for other in taken)):
                 break
             label.remove()
-        taken.append(box)
+        # Other labels keep off this one's line to its point, too.
+        start, end = axes.transData.transform((x, y)), np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+        line = [start + share * (end - start) for share in np.linspace(0, 1, 12)]
+        taken += [box, *(Bbox([at - 1, at + 1]) for at in line)]
         labels.append(label)
     return labels
 
