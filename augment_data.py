@@ -8,19 +8,22 @@ Each row of train.txt is varied --n_iter times: words are masked (--mask_ratio) 
 neighbours among the encoder's own word embeddings (--replace_ratio), and at times only some words in a row are kept
 (--ngram_ratio), after Tang et al. 2019 (arXiv 1903.12136) and TinyBERT (arXiv 1909.10351). No row comes twice, and none
 is in train.txt, valid.txt or test.txt. The label is its source's; fastformers.py goes by what the teacher says instead.
-Run preprocess.py again afterwards.
+Stopped or killed, the same command continues where it was. Run preprocess.py again afterwards.
 """
 
 import argparse
+import hashlib
+import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
-from utils.arguments import add_column_options, positive_int, script_parser, share, text_columns
-from utils.augmentation import Ratios, augmented_rows, nearest_words
+from utils.arguments import add_column_options, deciding_flags, positive_int, script_parser, share, text_columns
+from utils.augmentation import Ratios, augmented_chunks, finish, nearest_words, read_unfinished, write_chunks
 from utils.bars import progress_bar
 from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
-from utils.files import atomic_file, check_output_folder
+from utils.files import check_output_folder
 from utils.texts import AUGMENTED, SPLITS, read_labels, read_rows, split_path
 
 logger = logging.getLogger(__name__)
@@ -37,6 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_neighbours", type=positive_int, default=15, help="that a word may be replaced by")
     add_column_options(parser)
     parser.add_argument("--num_proc", type=positive_int, default=1, help="processes")
+    parser.add_argument("--overwrite", action="store_true", help="start again, whatever unfinished run is there")
     parser.add_argument("--seed", type=int, default=42, help="of all choices; the result does not depend on --num_proc")
     return parser.parse_args()
 
@@ -55,18 +59,27 @@ def main() -> None:
     known = {texts for split in SPLITS for texts, _ in read_rows(split_path(data_dir, split), names)}
     neighbours = nearest_words(args.bert_model_name_or_path, tokenizer, args.num_neighbours)
     ratios = Ratios(args.mask_ratio, args.replace_ratio, args.ngram_ratio)
-    train = read_rows(split_path(data_dir, "train"), names)
-    source = progress_bar(train, total=counts["train"], desc="augment", unit="row")
-    made = 0
-    with atomic_file(target) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        for texts, label in augmented_rows(
-            source, neighbours, tokenizer.mask_token, ratios, args.n_iter, args.seed, known, args.num_proc
-        ):
-            file.write("\t".join([*texts, label]) + "\n")
-            made += 1
-        if not made:
-            raise UserError(f"no row could be varied: raise --n_iter, --replace_ratio or --mask_ratio ({data_dir})")
+    train = progress_bar(read_rows(split_path(data_dir, "train"), names), total=counts["train"], unit="row")
+    contents = {"--data_dir": hash_of(known), "--bert_model_name_or_path": hash_of(neighbours.items())}
+    flags = deciding_flags(args, contents)
+    unfinished = data_dir / f"{AUGMENTED}.unfinished"
+    if args.overwrite:
+        unfinished.unlink(missing_ok=True)
+    done, seen = read_unfinished(unfinished, flags)
+    varied = augmented_chunks(
+        train, neighbours, tokenizer.mask_token, ratios, args.n_iter, args.seed, args.num_proc, done
+    )
+    made = write_chunks(unfinished, flags, varied, known, seen)
+    if not made:
+        unfinished.unlink()
+        raise UserError(f"no row could be varied: raise --n_iter, --replace_ratio or --mask_ratio ({data_dir})")
+    finish(unfinished, target)
     logger.info("[Augmented] : %d rows of %d, written to %s: run preprocess.py", made, counts["train"], target)
+
+
+def hash_of(items: Iterable) -> str:
+    """The same for the same items, in whatever order."""
+    return hashlib.sha256(json.dumps(sorted(items)).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

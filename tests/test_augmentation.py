@@ -8,7 +8,7 @@ from conftest import make_tokenizer
 from test_bad_input import fails
 from transformers import AutoModel
 
-from utils.augmentation import Ratios, augmented_rows, nearest_words, vary
+from utils.augmentation import Ratios, augmented_chunks, nearest_words, vary
 
 
 def augment(project, *more: str) -> tuple[int, str]:
@@ -63,10 +63,31 @@ def test_rows_are_new_and_the_same_for_any_number_of_processes(project):
 
 
 def test_pairs_stay_pairs():
-    varied = augmented_rows(
-        [(("good film", "a good plot"), "yes")], {"good": ["great", "fine"]}, None, Ratios(0, 0.5, 0), 9, 0, set(), 1
-    )
-    assert all(len(texts) == 2 and label == "yes" for texts, label in varied)
+    rows = [(("good film", "a good plot"), "yes")]
+    near = {"good": ["great", "fine"]}
+    (varied,) = augmented_chunks(rows, near, None, Ratios(0, 0.5, 0), 9, 0, 1)
+    assert len(varied) == 9 and all(len(texts) == 2 and label == "yes" for texts, label in varied)
+
+
+@pytest.mark.parametrize("cut", [3, 40, 700, 1500])
+def test_a_killed_run_goes_on(project, monkeypatch, cut):
+    """As if its file had ended after so many bytes: in its header, in a row, between rows."""
+    monkeypatch.setattr("utils.augmentation.CHUNK", 10)
+    steps = project()
+    assert augment(steps)[0] == 0
+    expected = rows(steps.data / "augmented.txt")
+    assert not (steps.data / "augmented.unfinished").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr("augment_data.finish", lambda *_: None)
+        assert augment(steps)[0] == 0
+    unfinished = steps.data / "augmented.unfinished"
+    unfinished.write_bytes(unfinished.read_bytes()[: cut if cut < 1000 else -cut])
+    (steps.data / "augmented.txt").unlink()
+    if cut > 1000:
+        fails(augment(steps, "--seed=7"), "--seed is 7 but 42", "augmented.unfinished", "--overwrite")
+    assert augment(steps)[0] == 0
+    assert rows(steps.data / "augmented.txt") == expected
+    assert not unfinished.exists()
 
 
 def test_a_student_learns_from_them(trained):

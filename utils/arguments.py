@@ -130,7 +130,16 @@ def deciding_flags(args: argparse.Namespace, unlike: Mapping[str, object]) -> di
     Args:
         unlike: what takes the place of an option's own value, by flag: for a path, what it holds.
     """
-    indifferent = ("config", "teacher_config", "bert_output_dir", "log_dir", "save_steps", "resume", "overwrite")
+    indifferent = (
+        "config",
+        "teacher_config",
+        "bert_output_dir",
+        "log_dir",
+        "save_steps",
+        "resume",
+        "overwrite",
+        "num_proc",
+    )
     given = {f"--{name}": value for name, value in vars(args).items() if name not in indifferent}
     # The others last: a change of one of the former, such as --seed, may be what changed them.
     return {flag: value for flag, value in given.items() if flag not in unlike} | dict(unlike)

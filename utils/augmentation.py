@@ -1,19 +1,26 @@
 """New texts from old ones: masked words, words replaced by their neighbours, parts of a sentence."""
 
+import itertools
+import json
+import os
 import random
 from collections.abc import Iterable, Iterator, Set
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from transformers import AutoModel, PreTrainedTokenizerFast
 
+from utils.files import atomic_file
 from utils.pool import chunks, map_in_processes
+from utils.resume import check_flags
 from utils.texts import Row
 
 Texts = tuple[str, ...]  # a sentence, or a pair
 
 CHUNK = 1000  # rows that a process varies at a time
+CHUNK_END = "\t\n"  # after the rows of a chunk, in an unfinished file
 NGRAM_LENGTHS = (1, 2, 3, 4, 5)
 
 
@@ -69,27 +76,73 @@ def vary(
     return " ".join(varied)
 
 
-def augmented_rows(
+def augmented_chunks(
     rows: Iterable[Row],
     neighbours: dict[str, list[str]],
     mask_token: str | None,
     ratios: Ratios,
     n_iter: int,
     seed: int,
-    known: Set[Texts],
     num_proc: int,
-) -> Iterator[Row]:
-    """Yield up to `n_iter` variants of each row, in the order of the rows; none twice, and none of `known`.
+    first: int = 0,
+) -> Iterator[list[Row]]:
+    """Yield up to `n_iter` variants of each row, in the order of the rows, for `CHUNK` rows at a time.
 
-    Each row has random numbers of its own, so that the result does not depend on `num_proc`.
+    Each row has random numbers of its own, so that the result does not depend on `num_proc`, and one can go on with
+    chunk number `first`.
     """
     vary_chunk = partial(_vary_chunk, neighbours, mask_token, ratios, n_iter, seed)
-    seen: set[int] = set()  # hashes: the texts themselves may not fit into memory
-    for varied in map_in_processes(vary_chunk, enumerate(chunks(rows, CHUNK)), num_proc):
-        for texts, label in varied:
-            if texts not in known and hash(texts) not in seen:
-                seen.add(hash(texts))
-                yield texts, label
+    numbered = itertools.islice(enumerate(chunks(rows, CHUNK)), first, None)
+    return map_in_processes(vary_chunk, numbered, num_proc)
+
+
+def read_unfinished(path: Path, flags: dict) -> tuple[int, set[int]]:
+    """How many chunks an unfinished file holds, and hashes of its texts; what a killed run wrote after them is cut off.
+
+    Raises:
+        UserError: it was made with other options.
+    """
+    seen: set[int] = set()
+    of_chunk: set[int] = set()
+    done = end = 0
+    if path.exists():
+        with open(path, "rb") as file:
+            try:
+                kept = json.loads(file.readline())
+            except ValueError:
+                kept = None  # killed in its first line
+            if kept is not None:
+                check_flags(path, kept, flags)
+            while kept is not None and (line := file.readline()).endswith(b"\n"):
+                if line == CHUNK_END.encode():
+                    seen, done, end = seen | of_chunk, done + 1, file.tell()
+                    of_chunk = set()
+                else:
+                    of_chunk.add(hash(tuple(line.decode().split("\t")[:-1])))
+        os.truncate(path, end)
+    return done, seen
+
+
+def write_chunks(path: Path, flags: dict, varied: Iterable[list[Row]], known: Set[Texts], seen: set[int]) -> int:
+    """Add chunks to an unfinished file, each text once and none of `known`; returns how many rows it then holds."""
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
+        if not file.tell():
+            file.write(json.dumps(flags) + "\n")
+        for chunk in varied:
+            for texts, label in chunk:
+                if texts not in known and hash(texts) not in seen:
+                    seen.add(hash(texts))
+                    file.write("\t".join([*texts, label]) + "\n")
+            file.write(CHUNK_END)
+            file.flush()
+    return len(seen)
+
+
+def finish(path: Path, target: Path) -> None:
+    """Make `target` of an unfinished file that holds all chunks, and remove that."""
+    with atomic_file(target) as temporary, open(path, "rb") as source, open(temporary, "wb") as file:
+        file.writelines(line for line in itertools.islice(source, 1, None) if line != CHUNK_END.encode())
+    path.unlink()
 
 
 def _vary_chunk(

@@ -84,16 +84,24 @@ def check_unfinished(unfinished: Unfinished, accelerator: Accelerator, resume: s
             raise UserError(f"--resume=always but {path} is not there: leave it out to start anew")
         return {}
     kept = _read_metadata(path)
-    flags, progress = kept["flags"], kept["progress"]
-    ours = json.loads(json.dumps(unfinished.flags))
-    for flag in flags | ours:
-        if flags.get(flag) != ours.get(flag):
+    check_flags(path, kept["flags"], unfinished.flags)
+    logger.info("[Resume] : %s, from step %d", path, kept["progress"]["step"])
+    return kept["part"]
+
+
+def check_flags(path: Path, kept: dict, ours: dict) -> None:
+    """Compare the options of the unfinished run at `path` with those given.
+
+    Raises:
+        UserError: one is another; names it.
+    """
+    ours = json.loads(json.dumps(ours))
+    for flag in kept | ours:
+        if kept.get(flag) != ours.get(flag):
             raise UserError(
-                f"{flag} is {ours.get(flag)} but {flags.get(flag)} in the unfinished run {path}: give the same to "
+                f"{flag} is {ours.get(flag)} but {kept.get(flag)} in the unfinished run {path}: give the same to "
                 "continue that run, or --overwrite to start again"
             )
-    logger.info("[Resume] : %s, from step %d", path, progress["step"])
-    return kept["part"]
 
 
 def forget(unfinished: Unfinished, accelerator: Accelerator) -> None:

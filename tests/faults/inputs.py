@@ -33,7 +33,6 @@ def written_down(recipe: Recipe) -> list[Case]:
     folder = recipe.folder
     torch.save({"weight": Bomb(folder / "exploded")}, folder / "bomb.pt")
     (folder / "plain-bomb.pt").write_bytes(pickle.dumps(Bomb(folder / "exploded")))
-    make_encoder(folder / "wide", "bert", hidden_size=64)
     make_encoder(folder / "other-words", "bert", make_tokenizer(cls="<s>", sep="</s>"), hidden_size=16)
     make_encoder(folder / "roberta", "roberta", hidden_size=16)
     config, meta = (folder / "encoder/config.json").read_text(), (folder / "data/tokenized/meta.json").read_text()
@@ -84,7 +83,7 @@ def written_down(recipe: Recipe) -> list[Case]:
     )]  # fmt: skip
     cases += [("fastformers", options, {}) for options in (
         ["--kd_loss=none"], ["--state_loss_ratio=-1"], ["--att_loss_ratio=inf"], ["--teacher_config=nowhere.json"],
-        [f"--bert_model_name_or_path={folder}/wide"], [f"--teacher_model_path={folder}/bomb.pt"],
+        ["--state_loss_ratio=1", "--teacher_layers=0,9"], [f"--teacher_model_path={folder}/bomb.pt"],
         ["--teacher_bert_model_name_or_path=nowhere"],
     )]  # fmt: skip
     cases += [("quantize", options, {}) for options in (
