@@ -30,6 +30,7 @@ from utils.config import load_config
 from utils.data import load_data
 from utils.devices import make_accelerator
 from utils.files import check_output_file, check_output_folder
+from utils.first_token import first_token_only
 from utils.model import load_model, save_checkpoint
 from utils.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
 from utils.scalars import scalars_into
@@ -62,8 +63,9 @@ def main() -> None:
     check_output_folder(args.bert_output_dir, "--bert_output_dir")
     check_output_file(args.save_path, "--save_path")
 
-    def row_losses(model, inputs, batch, rows):
-        logits = model(**inputs).logits
+    def row_losses(wrapped, inputs, batch, rows):
+        with first_token_only(model):
+            logits = wrapped(**inputs).logits
         return F.cross_entropy(logits, as_tensor(batch["labels"]).to(logits.device), reduction="none")
 
     accelerator = make_accelerator(args.device, args.precision)

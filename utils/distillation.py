@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from utils.cli import UserError
 from utils.families import family_of, layer_shapes, layers_of
+from utils.first_token import first_token_only
 from utils.losses import KD_LOSSES, NO_LABEL, attention_loss, label_loss, relation_loss, state_loss
 from utils.model import model_inputs
 from utils.training import RowLosses
@@ -104,15 +105,15 @@ def distillation_losses(
         layers: of `paired_layers`.
     """
     states, attentions = weights.state_loss_ratio > 0, weights.att_loss_ratio > 0
-    relations, wanted = (
-        weights.relation_loss_ratio > 0,
-        {"output_hidden_states": states, "output_attentions": attentions},
-    )
+    relations = weights.relation_loss_ratio > 0
+    wanted = {"output_hidden_states": states, "output_attentions": attentions}
 
     def row_losses(model: nn.Module, inputs: dict, batch: dict, rows: np.ndarray) -> torch.Tensor:
         mask = inputs["attention_mask"]
         with ExitStack() as stack:
             our_parts = stack.enter_context(_queries_keys_values(student, -1)) if relations else []
+            if not (states or attentions or relations):
+                stack.enter_context(first_token_only(student))
             ours = model(**inputs, **wanted)
             logits = ours.logits.float()
             aim = wanted_logits[torch.as_tensor(rows)].to(logits.device)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from utils.bars import progress_bar
 from utils.data import batches_by_length, collate, lengths, row_labels
+from utils.first_token import first_token_only
 from utils.model import model_inputs
 
 EVALUATION_BATCH = 128
@@ -41,6 +42,7 @@ def predict(model: PreTrainedModel, split: datasets.Dataset, accelerator: Accele
     batches = batches_by_length(lengths(split), EVALUATION_BATCH)
     with (
         torch.inference_mode(),
+        first_token_only(model),
         progress_bar(total=len(split), desc=name, unit="row", shown=accelerator.is_main_process) as bar,
     ):
         for indices in batches[accelerator.process_index :: accelerator.num_processes]:
