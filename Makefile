@@ -1,5 +1,5 @@
 # make demo          the whole recipe on 10,070 movie reviews; QUICK=1: on 1,000 of them
-# make ladder DATA=data/NAME     the same on a data set of your own, into runs/NAME
+# make ladder DATA=data/NAME     the same on a data set of your own, into runs/NAME and results/NAME
 # make test          the test suite
 # make test-slow     the tests that need the default encoder
 # make faults        kill, starve and mislead the scripts; print what was lost
@@ -14,7 +14,7 @@ ifdef QUICK
 DATA = data/movie-reviews-1000
 RUN = runs/demo-quick
 TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=32
-STUDENT_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=32
+STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --epoch=3 --batch_size=32 --dropout=0
 else
 ifeq ($(origin DATA),command line)
 RUN = runs/$(notdir $(patsubst %/,%,$(DATA)))
@@ -23,13 +23,17 @@ DATA = data/movie-reviews
 RUN = runs/demo
 endif
 TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=64
-STUDENT_OPTIONS = --lr=1e-4 --epoch=3 --batch_size=64
+STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --epoch=5 --batch_size=64 --dropout=0
 endif
 
 ENCODER = embeddings/all-MiniLM-L6-v2
 CONFIG = configs/config-bert-cls.json
 COMMON = --config=$(CONFIG) --data_dir=$(DATA)
+TEACHER = $(COMMON) --teacher_config=$(CONFIG) \
+	--teacher_bert_model_name_or_path=$(RUN)/teacher --teacher_model_path=$(RUN)/teacher.pt
+SMALL = 0.2
 
+.SECONDARY: # keeps what pattern rules make on the way
 .PHONY: demo ladder test test-slow faults lint
 
 # What the data set is made of: a text file, or another format that preprocess.py reads.
@@ -37,8 +41,8 @@ TRAIN = $(firstword $(wildcard $(DATA)/train.txt $(DATA)/train.csv $(DATA)/train
 	$(DATA)/train.txt)
 
 demo ladder: $(RUN)/ladder.done
-	@mkdir -p results
-	@rm -rf results/$(notdir $(RUN)) && cp -r $(RUN)/ladder results/$(notdir $(RUN))
+	@mkdir -p results/$(notdir $(RUN))
+	@cp $(RUN)/ladder/* results/$(notdir $(RUN))
 	@cat $(RUN)/ladder.txt
 
 test: $(VENV)/installed-dev
@@ -91,32 +95,35 @@ $(RUN)/student-start.done: $(RUN)/teacher.done
 	@touch $@
 
 $(RUN)/student.done: $(RUN)/student-start.done
-	$(PYTHON) fastformers.py $(COMMON) --teacher_config=$(CONFIG) \
-		--teacher_bert_model_name_or_path=$(RUN)/teacher --teacher_model_path=$(RUN)/teacher.pt \
-		--bert_model_name_or_path=$(RUN)/student-start --bert_output_dir=$(RUN)/student \
-		--save_path=$(RUN)/student.pt --kd_loss=mse $(STUDENT_OPTIONS)
+	$(PYTHON) fastformers.py $(TEACHER) --bert_model_name_or_path=$(RUN)/student-start \
+		--bert_output_dir=$(RUN)/student --save_path=$(RUN)/student.pt $(STUDENT_OPTIONS)
 	@touch $@
 
-$(RUN)/pruned.done: $(RUN)/student.done
+# The student cut to a share of its int8 graph's latency, such as 0.5, and distilled once more.
+$(RUN)/cut-%.done: $(RUN)/student.done
 	$(PYTHON) prune.py $(COMMON) --bert_output_dir=$(RUN)/student --model_path=$(RUN)/student.pt \
-		--target_num_heads=8 --target_ffn_dim=1024 \
-		--bert_output_dir_pruned=$(RUN)/pruned --save_path_pruned=$(RUN)/pruned.pt
+		--target_latency=$* --bert_output_dir_pruned=$(RUN)/cut-$* --save_path_pruned=$(RUN)/cut-$*.pt
 	@touch $@
 
-$(RUN)/model.done: $(RUN)/pruned.done
-	$(PYTHON) quantize.py $(COMMON) --bert_output_dir=$(RUN)/pruned --model_path=$(RUN)/pruned.pt \
-		--onnx_path=$(RUN)/pruned.onnx --quantized_onnx_path=$(RUN)/pruned.int8.onnx --output_dir=$(RUN)/model
+$(RUN)/pruned-%.done: $(RUN)/cut-%.done
+	$(PYTHON) fastformers.py $(TEACHER) --bert_model_name_or_path=$(RUN)/cut-$* \
+		--bert_output_dir=$(RUN)/pruned-$* --save_path=$(RUN)/pruned-$*.pt $(STUDENT_OPTIONS)
 	@touch $@
 
-$(RUN)/ladder.done: $(RUN)/model.done
+$(RUN)/int8-%.done: $(RUN)/%.done
+	$(PYTHON) quantize.py $(COMMON) --bert_output_dir=$(RUN)/$* --model_path=$(RUN)/$*.pt \
+		--quantized_onnx_path=$(RUN)/$*.int8.onnx --output_dir=$(RUN)/models/$*
+	@touch $@
+
+$(RUN)/ladder.done: $(RUN)/int8-student.done $(RUN)/int8-pruned-0.5.done $(RUN)/int8-pruned-$(SMALL).done
 	$(PYTHON) report.py $(COMMON) --output_dir=$(RUN)/ladder \
 		--rung "teacher, padded to n_ctx" pytorch_fixed $(RUN)/teacher \
 		--rung "+ dynamic length" pytorch $(RUN)/teacher \
 		--rung "+ distillation, 3 layers" pytorch $(RUN)/student \
-		--rung "+ pruning" pytorch $(RUN)/pruned \
-		--rung "+ fused graph" onnx $(RUN)/pruned.onnx \
-		--rung "+ int8" onnx $(RUN)/pruned.int8.onnx \
-		--rung "+ an instance a core" onnx_instances $(RUN)/pruned.int8.onnx \
+		--rung "+ fused graph, int8" onnx $(RUN)/student.int8.onnx \
+		--rung "+ an instance a core" onnx_instances $(RUN)/student.int8.onnx \
+		--rung "+ pruned to 0.5 of its time" onnx_instances $(RUN)/pruned-0.5.int8.onnx \
+		--rung "+ pruned to $(SMALL) of its time" onnx_instances $(RUN)/pruned-$(SMALL).int8.onnx \
 		--rung "TF-IDF, logistic regression" linear - \
 		--rung "BERT-base, random, padded" bert_base - > $(RUN)/ladder.txt
 	@touch $@

@@ -33,6 +33,7 @@ from utils.devices import choose_device
 from utils.engines import Engine, onnx_engine, open_pytorch
 from utils.files import check_output_file, write_json
 from utils.instances import allowed_cores, serve
+from utils.machine import describe_machine
 from utils.timing import WARMUP_BATCHES, latency_summary, timed
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--enable_ort", action="store_true", help="run --onnx_path with ONNX Runtime")
     parser.add_argument("--onnx_path", help="ONNX file made from this checkpoint")
     parser.add_argument("--torch_int8", action="store_true", help="quantize the Linear layers in PyTorch, on the CPU")
+    parser.add_argument("--split", choices=["test", "valid"], default="test", help="rows to measure on")
     parser.add_argument("--batch_size", type=positive_int, default=1, help="rows a batch")
     parser.add_argument(
         "--num_threads",
@@ -147,18 +149,18 @@ def main() -> None:
         check_output_file(args.output_json, "--output_json")
     open_engine = engine_opener(args, config, data.labels)
 
-    test = data.splits["test"]
+    rows = data.splits[args.split]
     width = config.n_ctx if args.use_fixed_seq_length else None
     # Single rows come as they stand; larger batches hold rows of about the same length.
-    order = [np.array([row]) for row in range(len(test))]
+    order = [np.array([row]) for row in range(len(rows))]
     if args.batch_size > 1:
-        order = batches_by_length(lengths(test), args.batch_size)
-    batches = [collate(test, indices, tokenizer.pad_token_id, width) for indices in order]
+        order = batches_by_length(lengths(rows), args.batch_size)
+    batches = [collate(rows, indices, tokenizer.pad_token_id, width) for indices in order]
     outputs, milliseconds, elapsed_ms = measure(open_engine, batches, args.num_instances, args.num_threads)
 
-    predicted = np.empty(len(test), dtype=np.int64)
+    predicted = np.empty(len(rows), dtype=np.int64)
     predicted[np.concatenate(order)] = np.concatenate(outputs).argmax(-1)
-    true = row_labels(test)
+    true = row_labels(rows)
     ids = list(range(len(data.labels)))
     report = dict(labels=ids, target_names=data.labels, digits=4, zero_division=0)
     result = {
@@ -169,6 +171,7 @@ def main() -> None:
         "latency_ms": latency_summary(milliseconds),
         "elapsed_ms": elapsed_ms,
         "throughput_per_s": len(true) / elapsed_ms * 1000,
+        "split": args.split,
         "engine": "onnxruntime" if args.enable_ort else "pytorch_int8" if args.torch_int8 else "pytorch",
         "num_threads": args.num_threads,
         "num_instances": args.num_instances,
@@ -176,6 +179,7 @@ def main() -> None:
         "fixed_seq_length": config.n_ctx if args.use_fixed_seq_length else None,
         "model_bytes": model_bytes(args),
         "labels": data.labels,
+        "machine": describe_machine(),
         "classification_report": classification_report(true, predicted, **report),
         "confusion_matrix": confusion_matrix(true, predicted, labels=ids).tolist(),
     }

@@ -28,6 +28,7 @@ from utils.arguments import (
     positive_float,
     ratio,
     script_parser,
+    share,
     training_settings,
 )
 from utils.checkpoint import check_same_tokenizer, load_tokenizer
@@ -39,7 +40,7 @@ from utils.distillation import Weights, add_projection, distillation_losses, pai
 from utils.files import check_output_file, check_output_folder
 from utils.labelling import teacher_logits
 from utils.losses import KD_LOSSES
-from utils.model import load_model, save_checkpoint
+from utils.model import load_model, save_checkpoint, set_dropout
 from utils.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
 from utils.scalars import scalars_into
 from utils.scoring import score
@@ -59,6 +60,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--bert_model_name_or_path", required=True, help="checkpoint the student starts from")
     group.add_argument("--bert_output_dir", required=True, help="folder for the best checkpoint")
     group.add_argument("--save_path", required=True, help="file for the best checkpoint's state dict (.pt)")
+    group.add_argument("--dropout", type=share, help="dropout of the student while it learns (default: its config's)")
     group = parser.add_argument_group("losses (their weighted sum)")
     group.add_argument("--kd_loss", choices=sorted(KD_LOSSES), default="soft_cross_entropy", help="loss of the logits")
     group.add_argument("--temperature", type=positive_float, default=1.0, help="of soft_cross_entropy")
@@ -98,6 +100,8 @@ def main() -> None:
     )  # fmt: skip
     set_seed(args.seed)  # before a new classifier draws its weights
     student = load_model(args.bert_model_name_or_path, flag, config, data.labels, attention=attention, new_head=True)
+    if args.dropout is not None:
+        set_dropout(student, args.dropout)
     weights = Weights(
         args.kd_loss, args.temperature, args.label_ratio, args.state_loss_ratio, args.state_loss, args.state_layers,
         args.att_loss_ratio, args.relation_loss_ratio,

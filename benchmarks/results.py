@@ -179,6 +179,6 @@ def targets(engines: dict[str, dict], gemm: dict, million: dict | None) -> list[
 
 def target_line(target: dict) -> str:
     """One target as a line of text."""
-    value = "nothing" if target["measured"] is None else f"{target['measured']:.3g}"
+    value = "nothing" if target["measured"] is None else f"{target['measured']:.4g}"
     needed = f"{'<=' if target['at_most'] else ''}{target['needs']:g}"
     return f"target: {target['target']} measured {value} needs {needed} {'ok' if target['met'] else 'short'}"

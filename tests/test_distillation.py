@@ -15,7 +15,7 @@ from utils.cli import UserError
 from utils.config import Config
 from utils.distillation import Weights, add_projection, distillation_losses, paired_layers, without_projection
 from utils.losses import relation_loss
-from utils.model import load_model, model_inputs
+from utils.model import load_model, model_inputs, set_dropout
 
 NONE = Weights("mse", 1.0, 0.0, 0.0, "mse", "ends", 0.0, 0.0)
 
@@ -122,3 +122,11 @@ def test_a_student_keeps_its_projection_after_saving(pair):
     with without_projection(pair.student) as plain:
         assert not any("projection" in name for name in plain.state_dict())
     assert any("projection" in name for name, _ in pair.student.named_parameters())
+
+
+def test_without_dropout_training_draws_nothing(pair):
+    pair.student.train()
+    assert not torch.equal(outputs(pair.student).logits, outputs(pair.student).logits)
+    set_dropout(pair.student, 0.0)
+    assert torch.equal(outputs(pair.student).logits, outputs(pair.student).logits)
+    assert pair.student.config.hidden_dropout_prob == 0.1

@@ -102,6 +102,13 @@ def save_checkpoint(
             torch.save(state, temporary)
 
 
+def set_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Let every dropout of a model have this probability while it trains; its config stays as it is."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+
+
 def model_inputs(model: PreTrainedModel, batch: dict) -> dict:
     """The entries of a batch that this model's forward takes, as tensors on its device."""
     names = ["input_ids", "attention_mask"] + (["token_type_ids"] if takes_token_types(model) else [])

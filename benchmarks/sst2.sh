@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+# Every row of the published recipe and its ablations, on SST-2: trains, distills and scores them, and writes the
+# accuracy table of the README from what results/sst2/accuracy holds.
+#
+#     benchmarks/sst2.sh               # all rows: a day on 2 cores without bf16
+#     benchmarks/sst2.sh main          # the rows that are compared, 3 seeds each
+#     benchmarks/sst2.sh augmented | ablations | table
+#
+# data/sst2 must hold train.txt, valid.txt and test.txt (data/README.md). A row whose scores are there is not done
+# again, and a run that was stopped continues. The test split is scored once a model, and nothing is chosen by it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+DATA=data/sst2 RUN=runs/sst2 ROWS=results/sst2/accuracy ENCODER=embeddings/all-MiniLM-L6-v2
+PYTHON=.venv/bin/python SEEDS="42 43 44"
+COMMON="--config=configs/config-bert-cls.json --data_dir=$DATA"
+TEACHER_OPTIONS="--lr=8e-5 --epoch=3 --batch_size=32 --eval_steps=700"
+STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=5 --batch_size=64 --dropout=0"
+LABEL_OPTIONS="--lr=1e-4 --epoch=3 --batch_size=64"
+SHORT_OPTIONS="--lr=2e-4 --epoch=2 --batch_size=64" # of ablations, their own base row included
+
+made() { # make TARGET as `make ladder` does
+    make --no-print-directory "$RUN/$1.done" DATA=$DATA TEACHER_OPTIONS="$TEACHER_OPTIONS" STUDENT_OPTIONS="$STUDENT_OPTIONS"
+}
+
+once() { # NAME COMMAND...: run it unless it has ended before
+    local name=$1
+    shift
+    [ -e "$RUN/$name.done" ] || { "$@" && touch "$RUN/$name.done"; }
+}
+
+scored() { # ROW-SEED [NAME]: accuracy of the checkpoint NAME on valid.txt and test.txt
+    local row=$1 name=${2:-$1} split
+    for split in valid test; do
+        [ -e "$ROWS/$row.$split.json" ] || $PYTHON evaluate.py $COMMON --bert_output_dir="$RUN/$name" \
+            --model_path="$RUN/$name.pt" --split=$split --batch_size=32 --output_json="$ROWS/$row.$split.json"
+    done
+}
+
+done_before() { [ -e "$ROWS/$1.test.json" ]; }
+
+labels() { # NAME START SEED OPTIONS...: trained on the labels
+    local name=$1 start=$2 seed=$3
+    shift 3
+    once "$name" $PYTHON train.py $COMMON --bert_model_name_or_path="$start" --bert_output_dir="$RUN/$name" \
+        --save_path="$RUN/$name.pt" --seed="$seed" "$@"
+}
+
+distilled() { # NAME START SEED OPTIONS...: from the teacher of seed 42
+    local name=$1 start=$2 seed=$3
+    shift 3
+    made teacher
+    once "$name" $PYTHON fastformers.py $COMMON --teacher_config=configs/config-bert-cls.json \
+        --teacher_bert_model_name_or_path=$RUN/teacher --teacher_model_path=$RUN/teacher.pt \
+        --bert_model_name_or_path="$start" --bert_output_dir="$RUN/$name" --save_path="$RUN/$name.pt" \
+        --seed="$seed" "$@"
+}
+
+start_from() { # NAME CHECKPOINT LAYERS: some of a checkpoint's layers
+    once "$1" $PYTHON prune.py $COMMON --bert_output_dir="$2" --keep_layers="$3" --bert_output_dir_pruned="$RUN/$1"
+}
+
+row() { # teacher | mse | ... SEED: one row of the table
+    local name=$1-$2 start=$RUN/student-start
+    if done_before "$name"; then return; fi
+    case $1-$2 in # these two are those of `make ladder`
+    teacher-42)
+        made teacher
+        scored "$name" teacher
+        return
+        ;;
+    mse-42)
+        made student
+        scored "$name" student
+        return
+        ;;
+    esac
+    if [ "$1" != teacher ]; then made student-start; fi
+    case $1 in
+    teacher) labels "$name" $ENCODER "$2" $TEACHER_OPTIONS ;;
+    labels)
+        start_from encoder-start $ENCODER 1,3,5
+        labels "$name" $RUN/encoder-start "$2" $LABEL_OPTIONS
+        ;;
+    soft) distilled "$name" $start "$2" $STUDENT_OPTIONS --kd_loss=soft_cross_entropy ;;
+    soft-by-loss) distilled "$name" $start "$2" $STUDENT_OPTIONS --kd_loss=soft_cross_entropy --measure=loss ;;
+    mse) distilled "$name" $start "$2" $STUDENT_OPTIONS ;;
+    mse-then-labels)
+        row mse "$2"
+        local distilled_before=$RUN/mse-$2
+        if [ "$2" = 42 ]; then distilled_before=$RUN/student; fi
+        labels "$name" "$distilled_before" "$2" --lr=2e-5 --epoch=1 --batch_size=64
+        ;;
+    augmented) distilled "$name" $start "$2" $STUDENT_OPTIONS --augmented --epoch=2 --eval_steps=2000 ;;
+    *) return 1 ;;
+    esac
+    scored "$name"
+}
+
+ablation() { # NAME OPTIONS...: 2 epochs, seed 42, against the row "short"
+    local name=$1 start=$RUN/student-start
+    shift
+    if done_before "$name-42"; then return; fi
+    made student-start
+    case $name in
+    layers-*)
+        local layers=${name#layers-}
+        start_from "start-$layers" $RUN/teacher "${layers//./,}"
+        start=$RUN/start-$layers
+        ;;
+    untuned)
+        start_from encoder-start $ENCODER 1,3,5
+        start=$RUN/encoder-start
+        ;;
+    esac
+    distilled "$name-42" "$start" 42 $SHORT_OPTIONS "$@"
+    scored "$name-42"
+}
+
+main_rows() {
+    local name seed
+    row teacher 42
+    for name in mse soft soft-by-loss labels mse-then-labels teacher; do
+        for seed in $SEEDS; do row $name "$seed"; done
+    done
+}
+
+augmented_rows() {
+    local seed
+    # Apart, as augmented rows are part of what a data set is, and would make the other runs others.
+    [ -e $DATA/augmented.txt ] || $PYTHON augment_data.py --data_dir=$DATA --bert_model_name_or_path=$ENCODER --n_iter=20
+    $PYTHON preprocess.py $COMMON --bert_model_name_or_path=$ENCODER
+    for seed in $SEEDS; do row augmented "$seed"; done
+}
+
+ablations() {
+    ablation short --kd_loss=mse --dropout=0
+    ablation dropout --kd_loss=mse
+    ablation soft-1 --dropout=0
+    ablation soft-4 --dropout=0 --temperature=4
+    ablation label-mix --kd_loss=mse --dropout=0 --label_ratio=0.5
+    ablation layers-0.2.4 --kd_loss=mse --dropout=0
+    ablation layers-0.1.2 --kd_loss=mse --dropout=0
+    ablation layers-3.4.5 --kd_loss=mse --dropout=0
+    ablation untuned --kd_loss=mse --dropout=0
+    ablation states --kd_loss=mse --dropout=0 --state_loss_ratio=1 --state_layers=all
+    ablation relations --kd_loss=mse --dropout=0 --relation_loss_ratio=1
+}
+
+table() { $PYTHON -m benchmarks.sst2_table; }
+
+mkdir -p $RUN $ROWS
+[ -e $DATA/tokenized/meta.json ] || $PYTHON preprocess.py $COMMON --bert_model_name_or_path=$ENCODER
+case ${1:-all} in
+main) main_rows ;;
+augmented) augmented_rows ;;
+ablations) ablations ;;
+table) ;;
+all)
+    main_rows
+    ablations
+    augmented_rows
+    ;;
+*)
+    echo "benchmarks/sst2.sh: unknown rows $1: give main, ablations, augmented or table" >&2
+    exit 2
+    ;;
+esac
+table
