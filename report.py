@@ -21,6 +21,8 @@ unfair to none; the range is that of the turns. Into --output_dir go ladder.json
 
 import argparse
 import os
+import shlex
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -182,14 +184,16 @@ def main() -> None:
 
 def write_ladder(folder: Path, rungs: list[dict], baseline: dict | None, args: argparse.Namespace) -> None:
     """Write the ladder as JSON, Markdown and picture; print it as text."""
+    command = shlex.join(["python", *sys.argv])
     settings = {"num_threads": args.num_threads, "data_dir": args.data_dir, "usd_per_hour": args.usd_per_hour}
     header = describe_machine() | settings
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "ladder.json", {"machine": header, "rungs": rungs})
+    write_json(folder / "ladder.json", {"machine": header, "command": command, "rungs": rungs})
     shown = ", ".join(f"{key} {value}" for key, value in header.items())
     with atomic_file(folder / "ladder.md") as temporary:
         table = markdown_table(rungs, baseline is not None)
-        temporary.write_text(f"{shown}\n\n{table}\n![accuracy against latency](ladder.svg)\n", encoding="utf-8")
+        picture = "![accuracy against latency](ladder.svg)"
+        temporary.write_text(f"{shown}\n\n`{command}`\n\n{table}\n{picture}\n", encoding="utf-8")
     save_figure(ladder_figure(rungs), folder, "ladder")
     print(shown)
     print(text_table(rungs, baseline is not None))
