@@ -18,7 +18,18 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from utils.arguments import add_column_options, deciding_flags, positive_int, script_parser, share, text_columns
+import utils.environment  # isort: skip  # noqa: F401
+
+from utils.arguments import (
+    add_column_options,
+    add_overwrite_option,
+    add_text_options,
+    deciding_flags,
+    positive_int,
+    script_parser,
+    share,
+    text_columns,
+)
 from utils.augmentation import Ratios, augmented_chunks, finish, nearest_words, read_unfinished, write_chunks
 from utils.bars import progress_bar
 from utils.checkpoint import load_tokenizer
@@ -31,17 +42,19 @@ logger = logging.getLogger(__name__)
 
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
-    parser.add_argument("--data_dir", required=True, help="folder with train.txt, valid.txt and test.txt")
-    parser.add_argument("--bert_model_name_or_path", required=True, help="the encoder whose word embeddings are used")
-    parser.add_argument("--n_iter", type=positive_int, default=20, help="variants of each row, those twice left out")
-    parser.add_argument("--mask_ratio", type=share, default=0.1, help="of the words")
-    parser.add_argument("--replace_ratio", type=share, default=0.3, help="of the words")
-    parser.add_argument("--ngram_ratio", type=share, default=0.25, help="of the variants")
-    parser.add_argument("--num_neighbours", type=positive_int, default=15, help="that a word may be replaced by")
+    group = add_text_options(parser)
+    group.add_argument("--bert_model_name_or_path", required=True, help="the encoder whose word embeddings are used")
     add_column_options(parser)
-    parser.add_argument("--num_proc", type=positive_int, default=1, help="processes")
-    parser.add_argument("--overwrite", action="store_true", help="start again, whatever unfinished run is there")
-    parser.add_argument("--seed", type=int, default=42, help="of all choices; the result does not depend on --num_proc")
+    group = parser.add_argument_group("variants")
+    group.add_argument("--n_iter", type=positive_int, default=20, help="variants of each row, those twice left out")
+    group.add_argument("--mask_ratio", type=share, default=0.1, help="share of the words that are masked")
+    group.add_argument("--replace_ratio", type=share, default=0.3, help="share of the words that are replaced")
+    group.add_argument("--ngram_ratio", type=share, default=0.25, help="share of the variants with some words only")
+    group.add_argument("--num_neighbours", type=positive_int, default=15, help="words that one may be replaced by")
+    group.add_argument("--seed", type=int, default=42, help="of all choices; the result does not depend on --num_proc")
+    add_overwrite_option(parser.add_argument_group("continuing a run that was stopped or killed"))
+    group = parser.add_argument_group("hardware")
+    group.add_argument("--num_proc", type=positive_int, default=1, help="processes that make variants")
     return parser.parse_args()
 
 

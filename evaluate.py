@@ -20,6 +20,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import utils.environment  # isort: skip  # noqa: F401
+
 import numpy as np
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 
@@ -41,22 +43,30 @@ logger = logging.getLogger(__name__)
 
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
-    add_data_options(parser)
-    add_checkpoint_options(parser)
-    parser.add_argument("--enable_ort", action="store_true", help="run --onnx_path with ONNX Runtime")
-    parser.add_argument("--onnx_path", help="ONNX file made from this checkpoint")
-    parser.add_argument("--torch_int8", action="store_true", help="quantize the Linear layers in PyTorch, on the CPU")
-    parser.add_argument("--split", choices=["test", "valid"], default="test", help="rows to measure on")
-    parser.add_argument("--batch_size", type=positive_int, default=1, help="rows a batch")
-    parser.add_argument(
-        "--num_threads",
-        type=positive_int,
-        help="CPU threads of the model, of each instance (default: all cores' share)",
+    group = add_data_options(parser)
+    add_checkpoint_options(group)
+    group.add_argument("--onnx_path", help="ONNX file made from this checkpoint, with --enable_ort; without, none")
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_json", help="file for all of the result; without it, it is shown only")
+    group = parser.add_argument_group("measuring")
+    group.add_argument(
+        "--enable_ort", action="store_true", help="run --onnx_path with ONNX Runtime; without it, PyTorch runs"
     )
-    parser.add_argument("--num_instances", type=positive_int, default=1, help="processes that share the rows")
-    parser.add_argument("--use_fixed_seq_length", action="store_true", help="pad every row to n_ctx")
-    parser.add_argument("--output_json", help="write all of the result to this file as well")
-    add_device_option(parser)
+    group.add_argument(
+        "--torch_int8", action="store_true", help="quantize the Linear layers in PyTorch, on the CPU; without it, fp32"
+    )
+    group.add_argument("--split", choices=["test", "valid"], default="test", help="rows to measure on")
+    group.add_argument("--batch_size", type=positive_int, default=1, help="rows a batch")
+    group.add_argument(
+        "--use_fixed_seq_length", action="store_true",
+        help="pad every row to n_ctx; without it, to the longest row of its batch",
+    )  # fmt: skip
+    group = add_device_option(parser)
+    group.add_argument(
+        "--num_threads", type=positive_int,
+        help="CPU threads of the model, of each instance (default: all cores' share)",
+    )  # fmt: skip
+    group.add_argument("--num_instances", type=positive_int, default=1, help="processes that share the rows")
     args = parser.parse_args()
     if args.num_threads is None:
         cores = os.cpu_count() if args.num_instances == 1 else len(allowed_cores())

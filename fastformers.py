@@ -16,12 +16,15 @@ Several processes: `accelerate launch fastformers.py ...` or `torchrun --nproc_p
 import argparse
 import logging
 
+import utils.environment  # isort: skip  # noqa: F401
+
 import torch
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel
 
 from utils.arguments import (
     add_data_options,
+    add_output_options,
     add_training_options,
     deciding_flags,
     layer_list,
@@ -51,16 +54,18 @@ logger = logging.getLogger(__name__)
 
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
-    add_data_options(parser)
+    group = add_data_options(parser)
+    group.add_argument(
+        "--augmented", action="store_true", help="learn from augment_data.py's rows too; without it, from train.txt's"
+    )
     group = parser.add_argument_group("teacher")
     group.add_argument("--teacher_config", required=True, help="the teacher's file of configs/")
     group.add_argument("--teacher_bert_model_name_or_path", required=True, help="checkpoint folder of the teacher")
     group.add_argument("--teacher_model_path", required=True, help="state dict of the teacher (.pt)")
     group = parser.add_argument_group("student")
     group.add_argument("--bert_model_name_or_path", required=True, help="checkpoint the student starts from")
-    group.add_argument("--bert_output_dir", required=True, help="folder for the best checkpoint")
-    group.add_argument("--save_path", required=True, help="file for the best checkpoint's state dict (.pt)")
     group.add_argument("--dropout", type=share, help="dropout of the student while it learns (default: its config's)")
+    add_output_options(parser)
     group = parser.add_argument_group("losses (their weighted sum)")
     group.add_argument("--kd_loss", choices=sorted(KD_LOSSES), default="soft_cross_entropy", help="loss of the logits")
     group.add_argument("--temperature", type=positive_float, default=1.0, help="of soft_cross_entropy")
@@ -79,7 +84,6 @@ def parse_args() -> argparse.Namespace:
         "--teacher_layers", type=layer_list,
         help="the teacher's layer that each of the student's learns from, such as 1,3,5; without it, each block's last",
     )  # fmt: skip
-    group.add_argument("--augmented", action="store_true", help="learn from augment_data.py's rows too")
     add_training_options(parser, epochs=5)
     return parser.parse_args()
 

@@ -28,10 +28,13 @@ from utils.tokenization import Text
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
     parser.add_argument("model_dir", metavar="MODEL_DIR", help="model folder")
-    parser.add_argument("--input", help="text file; without it, standard input")
-    parser.add_argument("--format", choices=["tsv", "jsonl"], default="tsv", help="form of the output lines")
-    parser.add_argument("--num_threads", type=positive_int, default=os.cpu_count(), help="CPU threads of the model")
-    parser.add_argument("--batch_size", type=positive_int, default=1, help="lines read and answered at a time")
+    group = parser.add_argument_group("input")
+    group.add_argument("--input", help="text file; without it, standard input")
+    group = parser.add_argument_group("output")
+    group.add_argument("--format", choices=["tsv", "jsonl"], default="tsv", help="form of the output lines")
+    group = parser.add_argument_group("speed")
+    group.add_argument("--num_threads", type=positive_int, default=os.cpu_count(), help="CPU threads of the model")
+    group.add_argument("--batch_size", type=positive_int, default=1, help="lines read and answered at a time")
     return parser.parse_args()
 
 

@@ -8,6 +8,7 @@ train.parquet may take the place of train.txt, with columns of the names that --
 others likewise. Rows longer than the config's
 n_ctx tokens are truncated; nothing is padded. A teacher and a student must share one tokenizer; name the teacher with
 --teacher_bert_model_name_or_path to have that checked here already.
+Several processes, on one machine or on several that share their files: `torchrun --nproc_per_node=2 preprocess.py ...`.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import itertools
 import logging
 from pathlib import Path
 
-from utils.arguments import add_column_options, positive_int, script_parser, text_columns
+import utils.environment  # isort: skip  # noqa: F401
+
+from utils.arguments import add_column_options, add_text_options, positive_int, script_parser, text_columns
 from utils.bars import progress_bar
 from utils.checkpoint import check_same_tokenizer, load_hub_config, load_tokenizer
 from utils.cli import run
@@ -31,12 +34,16 @@ IMBALANCED, TRUNCATED = 0.8, 0.01
 
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
-    parser.add_argument("--config", required=True, help="encoder family and n_ctx, a file of configs/")
-    parser.add_argument("--data_dir", required=True, help="folder with train.txt, valid.txt and test.txt")
-    parser.add_argument("--bert_model_name_or_path", required=True, help="the encoder whose tokenizer is used")
-    parser.add_argument("--teacher_bert_model_name_or_path", help="check that this encoder's tokenizer does the same")
+    group = add_text_options(parser)
+    group.add_argument("--config", required=True, help="encoder family and n_ctx, a file of configs/")
+    group.add_argument("--bert_model_name_or_path", required=True, help="the encoder whose tokenizer is used")
+    group.add_argument(
+        "--teacher_bert_model_name_or_path",
+        help="an encoder whose tokenizer must do the same; without it, none is compared",
+    )
     add_column_options(parser)
-    parser.add_argument("--num_proc", type=positive_int, default=1, help="processes that tokenize")
+    group = parser.add_argument_group("hardware")
+    group.add_argument("--num_proc", type=positive_int, default=1, help="processes that tokenize")
     return parser.parse_args()
 
 

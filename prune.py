@@ -23,6 +23,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+import utils.environment  # isort: skip  # noqa: F401
+
 import datasets
 import torch
 from accelerate import Accelerator
@@ -79,13 +81,9 @@ IMPORTANCE_BATCH = 32
 DISTILLATION_BATCH = 64
 
 
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__)
-    add_data_options(parser)
-    add_checkpoint_options(parser)
-    parser.add_argument("--bert_output_dir_pruned", required=True, help="folder for the pruned checkpoint")
-    parser.add_argument("--save_path_pruned", help="file for the pruned checkpoint's state dict (.pt)")
-    group = parser.add_argument_group("targets (at least one)")
+def add_target_options(parser: argparse.ArgumentParser) -> None:
+    """What is to remain; what no option names stays as it is."""
+    group = parser.add_argument_group("targets (at least one; what none of them names stays as it is)")
     group.add_argument(
         "--target_num_heads", type=whole_number, help="attention heads to keep in every layer; 0 drops attention"
     )
@@ -110,7 +108,16 @@ def parse_args() -> argparse.Namespace:
         "--prune_vocabulary", action="store_true",
         help="drop the tokens that do not occur in the data set, but for special ones and single characters",
     )  # fmt: skip
-    group = parser.add_argument_group("what to keep")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = script_parser(__doc__)
+    add_checkpoint_options(add_data_options(parser))
+    group = parser.add_argument_group("output")
+    group.add_argument("--bert_output_dir_pruned", required=True, help="folder for the pruned checkpoint")
+    group.add_argument("--save_path_pruned", help="file for its state dict (.pt); without it there is none")
+    add_target_options(parser)
+    group = parser.add_argument_group("which heads and neurons to keep")
     group.add_argument(
         "--importance", choices=[*GRADIENT_SCORES, "magnitude", "random"], default="fisher",
         help="what ranks heads and neurons: gradients of a mask (first_order: as published; fisher: squared, heads or "
@@ -120,18 +127,21 @@ def parse_args() -> argparse.Namespace:
         "--importance_target", choices=["labels", "logits"], default="labels",
         help="logits: the model's own predictions take the labels' place",
     )  # fmt: skip
-    group.add_argument("--normalize_importance", action="store_true", help="make every layer's scores sum to 1")
+    group.add_argument(
+        "--normalize_importance", action="store_true", help="make each layer's scores sum to 1; without it, as they are"
+    )
     group.add_argument("--importance_rows", type=positive_int, default=2048, help="rows of train.txt to rank on")
     group.add_argument(
         "--recover", action=argparse.BooleanOptionalAction, default=True,
         help="fit the output projections that are left to the whole model's states, on the same rows",
     )  # fmt: skip
+    group.add_argument("--seed", type=int, default=42, help="seed of the choice of rows, and of distillation")
+    group = parser.add_argument_group("distillation")
     group.add_argument(
         "--iterations", type=positive_int, default=1,
         help="steps to the targets; where more than 1, each is followed by an epoch of distillation",
     )  # fmt: skip
     group.add_argument("--lr", type=positive_float, default=1e-4, help="peak learning rate of that epoch")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the choice of rows, and of distillation")
     add_resume_options(parser)
     add_device_option(parser)
     return parser.parse_args()

@@ -14,17 +14,29 @@ fp32's. Where none is accurate enough, fp32 is written.
 the fp32 graph alone, each to one file that takes input_ids, attention_mask and, for BERT and ELECTRA, token_type_ids
 (int64, [batch, sequence]) and gives logits; any onnxruntime runs them. Make them for the kind of CPU that will run
 them: --target_cpu=avx2 is safe on every x86 CPU, avx512_vnni rounds less.
+
+Stopped or killed, the same command continues where it was.
 """
 
 import argparse
 import logging
+from functools import partial
 from pathlib import Path
+
+import utils.environment  # isort: skip  # noqa: F401
 
 import numpy as np
 import onnx
 from transformers import PreTrainedModel
 
-from utils.arguments import add_checkpoint_options, add_data_options, ratio, script_parser
+from utils.arguments import (
+    add_checkpoint_options,
+    add_data_options,
+    add_resume_options,
+    deciding_flags,
+    ratio,
+    script_parser,
+)
 from utils.bars import progress_bar
 from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
@@ -38,7 +50,9 @@ from utils.model import load_model
 from utils.model_dir import check_model_dir, write_model_dir
 from utils.onnx_export import export_plain, open_graph, quantize_plain, to_fp16
 from utils.onnx_graph import build_graph
+from utils.parts import Remember, remember_in
 from utils.quantization import CANDIDATES, WEIGHT_BITS, calibrate, compare_logits, detect_cpu, quantize_int8
+from utils.resume import fingerprint, unfinished_path
 from utils.runtime import GRAPH, UNPADDED_GRAPH
 from utils.timing import aligned_table, single_rows, timed_in_turns
 
@@ -54,21 +68,27 @@ Graphs = dict[str, onnx.ModelProto]  # GRAPH and, where fused, UNPADDED_GRAPH
 
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
-    add_data_options(parser)
-    add_checkpoint_options(parser)
-    parser.add_argument("--output_dir", help="write a self-contained model folder, for predict.py")
-    parser.add_argument("--onnx_path", help="write the fp32 graph to this file")
-    parser.add_argument("--quantized_onnx_path", help="write the chosen graph to this file")
-    parser.add_argument(
+    add_checkpoint_options(add_data_options(parser))
+    group = parser.add_argument_group("output (at least one)")
+    group.add_argument("--output_dir", help="self-contained model folder, for predict.py; without it there is none")
+    group.add_argument("--onnx_path", help="file for the fp32 graph; without it there is none")
+    group.add_argument("--quantized_onnx_path", help="file for the chosen graph; without it there is none")
+    group = parser.add_argument_group("which graph")
+    group.add_argument(
         "--max_accuracy_drop", type=ratio, default=0.005, help="accuracy on valid.txt that int8 may cost, of 1"
     )
-    parser.add_argument(
+    group.add_argument(
         "--target_cpu", choices=["auto", *WEIGHT_BITS], default="auto",
         help="CPU that will run the int8 graph; auto is this machine's",
     )  # fmt: skip
-    precision = parser.add_mutually_exclusive_group()
-    precision.add_argument("--fp32", action="store_true", help="--output_dir takes the fp32 graph, not an int8 one")
-    precision.add_argument("--fp16", action="store_true", help="--output_dir takes an fp16 graph, for GPUs")
+    precision = group.add_mutually_exclusive_group()
+    precision.add_argument(
+        "--fp32", action="store_true", help="--output_dir takes the fp32 graph; without it, the chosen one"
+    )
+    precision.add_argument(
+        "--fp16", action="store_true", help="--output_dir takes an fp16 graph, for GPUs; without it, the chosen one"
+    )
+    add_resume_options(parser, training=False)
     return parser.parse_args()
 
 
@@ -104,14 +124,18 @@ def export(model: PreTrainedModel) -> Graphs:
     return {GRAPH: export_plain(model)}
 
 
-def int8_candidates(graphs: Graphs, data: Data, pad_token_id: int, bits: int) -> dict[str, Graphs]:
+def int8_candidates(graphs: Graphs, data: Data, pad_token_id: int, bits: int, remember: Remember) -> dict[str, Graphs]:
     """Every int8 version of the fp32 graphs, by the name of its recipe."""
     if UNPADDED_GRAPH not in graphs:
         return {"dynamic, per channel": {GRAPH: quantize_plain(graphs[GRAPH], bits)}}
     train = data.splits["train"]
     rows = np.unique(np.linspace(0, len(train) - 1, min(CALIBRATION_ROWS, len(train))).astype(int))
-    bar = progress_bar(rows, desc="calibrate", unit="row")
-    ranges = calibrate(graphs[UNPADDED_GRAPH], (collate(train, np.array([row]), pad_token_id) for row in bar))
+
+    def measured_ranges() -> dict:
+        bar = progress_bar(rows, desc="calibrate", unit="row")
+        return calibrate(graphs[UNPADDED_GRAPH], (collate(train, np.array([row]), pad_token_id) for row in bar))
+
+    ranges = remember("ranges", measured_ranges)
     return {
         name: {file: quantize_int8(graph, recipe, bits, ranges) for file, graph in graphs.items()}
         for name, recipe in CANDIDATES.items()
@@ -144,11 +168,31 @@ def largest_difference(graphs: Graphs, batches: list[dict], expected: list[np.nd
     return float(np.max(differences))
 
 
-def measure(versions: dict[str, Graphs], data: Data, pad_token_id: int) -> dict[str, dict]:
+def pytorch_logits(model: PreTrainedModel, fp32: Graphs, batches: list[dict], num_labels: int) -> list[np.ndarray]:
+    """PyTorch's logits of each batch, which the fp32 graphs' are compared with.
+
+    Raises:
+        UserError: they differ.
+    """
+    run_model = pytorch_engine(model)
+    expected = [run_model(batch) for batch in progress_bar(batches, desc="PyTorch", unit="batch")]
+    difference = largest_difference(fp32, batches, expected, num_labels)
+    # Not `>`: a NaN must fail too.
+    if not difference <= MAX_FP32_DIFFERENCE:
+        raise UserError(
+            f"the fp32 graph's logits differ from PyTorch's by {difference:.2g}, more than {MAX_FP32_DIFFERENCE}, so "
+            "nothing was written: check that the folder of --bert_output_dir holds finite weights"
+        )
+    logger.info("[fp32] : largest logit difference from PyTorch %.2g", difference)
+    return expected
+
+
+def measure(versions: dict[str, Graphs], data: Data, pad_token_id: int, remember: Remember) -> dict[str, dict]:
     """Every version's accuracy on valid.txt, latency on this machine and mean distance from the first one's logits."""
     valid = data.splits["valid"]
     engines = [open_graph(graphs.get(UNPADDED_GRAPH, graphs[GRAPH]), len(data.labels)) for graphs in versions.values()]
-    logits, milliseconds = timed_in_turns(engines, [single_rows(valid, pad_token_id)] * len(engines), len(valid))
+    inputs = [single_rows(valid, pad_token_id)] * len(engines)
+    logits, milliseconds = timed_in_turns(engines, inputs, len(valid), remember=remember)
     return {
         name: {
             "accuracy": float((scores.argmax(-1) == row_labels(valid)).mean()),
@@ -196,24 +240,22 @@ def main() -> None:
     model = load_model(args.bert_output_dir, "--bert_output_dir", config, data.labels, args.model_path, "eager")
     pad_token_id, num_labels = tokenizer.pad_token_id, len(data.labels)
 
+    unfinished = unfinished_path(args.output_dir or args.quantized_onnx_path or args.onnx_path)
+    machine = describe_machine()
+    contents = {"--data_dir": data.fingerprint, "--bert_output_dir": fingerprint(model), "--model_path": ""}
+    # Latencies of two machines, or of two versions of onnxruntime, are not to be mixed.
+    measured_on = {name: machine[name] for name in ("cpu", "cores", "onnxruntime")}
+    remember = remember_in(unfinished, deciding_flags(args, contents | measured_on), args.resume, args.overwrite)
+
     fp32 = export(model)
     batches = comparison_batches(data, pad_token_id)
-    run_model = pytorch_engine(model)
-    expected = [run_model(batch) for batch in progress_bar(batches, desc="PyTorch", unit="batch")]
-    difference = largest_difference(fp32, batches, expected, num_labels)
-    # Not `>`: a NaN must fail too.
-    if not difference <= MAX_FP32_DIFFERENCE:
-        raise UserError(
-            f"the fp32 graph's logits differ from PyTorch's by {difference:.2g}, more than {MAX_FP32_DIFFERENCE}, so "
-            f"nothing was written: check that --bert_output_dir={args.bert_output_dir} holds finite weights"
-        )
-    logger.info("[fp32] : largest logit difference from PyTorch %.2g", difference)
-
+    kept = remember("pytorch", partial(pytorch_logits, model, fp32, batches, num_labels))
+    expected = [np.array(logits, dtype=np.float32) for logits in kept]
     versions = {"fp32": fp32}
     if args.quantized_onnx_path or (args.output_dir and not args.fp32 and not args.fp16):
         bits = WEIGHT_BITS[detect_cpu() if args.target_cpu == "auto" else args.target_cpu]
-        versions |= int8_candidates(fp32, data, pad_token_id, bits)
-    results = measure(versions, data, pad_token_id)
+        versions |= int8_candidates(fp32, data, pad_token_id, bits, remember)
+    results = measure(versions, data, pad_token_id, remember)
     chosen = choose(results, args.max_accuracy_drop)
     if chosen == "fp32" and len(versions) > 1:
         logger.warning("[int8] : no int8 version is both faster and accurate enough: fp32 takes its place")
@@ -223,6 +265,7 @@ def main() -> None:
     for name in {chosen, kind} - {"fp32"}:
         difference = largest_difference(versions[name], batches, expected, num_labels)
         if not np.isfinite(difference):
+            unfinished.unlink()
             raise UserError(f"the {name} graph gives logits that are no numbers, so nothing was written: use --fp32")
         logger.info("[Chosen] : %s, largest logit difference from PyTorch %.2g", name, difference)
     shown = table(results, chosen)
@@ -233,8 +276,9 @@ def main() -> None:
             with atomic_file(path) as temporary:
                 onnx.save(graph, temporary)
     if args.output_dir:
-        made = {"n_ctx": config.n_ctx, "version": kind, "machine": describe_machine()}
+        made = {"n_ctx": config.n_ctx, "version": kind, "machine": machine}
         write_model_dir(args.output_dir, versions[kind], tokenizer, model.config, made, shown)
+    unfinished.unlink()
 
 
 if __name__ == "__main__":

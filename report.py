@@ -26,6 +26,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import utils.environment  # isort: skip  # noqa: F401
+
 import numpy as np
 import onnx
 import torch
@@ -64,17 +66,19 @@ BASELINE_EVERY = 20
 
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
-    add_data_options(parser)
-    add_column_options(parser)
-    parser.add_argument(
+    group = add_data_options(parser)
+    group.add_argument(
         "--rung", nargs=3, action="append", required=True, metavar=("NAME", "ENGINE", "PATH"),
         help=f"one rung, from the slowest on; the first is a checkpoint folder; engines: {', '.join(ENGINES)}",
     )  # fmt: skip
-    parser.add_argument("--output_dir", required=True, help="folder for ladder.json, .md, .png and .svg")
-    parser.add_argument("--num_threads", type=positive_int, default=os.cpu_count(), help="CPU threads of each rung")
-    parser.add_argument(
+    add_column_options(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", required=True, help="folder for ladder.json, .md, .png and .svg")
+    group = parser.add_argument_group("hardware")
+    group.add_argument("--num_threads", type=positive_int, default=os.cpu_count(), help="CPU threads of each rung")
+    group.add_argument(
         "--usd_per_hour", type=positive_float, default=0.085,
-        help="price of the machine; the default is that of a cloud's 2 virtual CPUs",
+        help="price of the machine, US dollars an hour; the default is that of a cloud's 2 virtual CPUs",
     )  # fmt: skip
     return parser.parse_args()
 

@@ -13,12 +13,15 @@ Several processes: `accelerate launch train.py ...` or `torchrun --nproc_per_nod
 import argparse
 import logging
 
+import utils.environment  # isort: skip  # noqa: F401
+
 import torch.nn.functional as F
 from accelerate.utils import set_seed
 from torch import as_tensor
 
 from utils.arguments import (
     add_data_options,
+    add_output_options,
     add_training_options,
     deciding_flags,
     script_parser,
@@ -41,14 +44,13 @@ logger = logging.getLogger(__name__)
 
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
-    add_data_options(parser)
-    parser.add_argument(
+    group = add_data_options(parser)
+    group.add_argument(
         "--bert_model_name_or_path",
         required=True,
         help="checkpoint to start from: a pretrained encoder or a classifier",
     )
-    parser.add_argument("--bert_output_dir", required=True, help="folder for the best checkpoint")
-    parser.add_argument("--save_path", required=True, help="file for the best checkpoint's state dict (.pt)")
+    add_output_options(parser)
     add_training_options(parser, epochs=3)
     return parser.parse_args()
 

@@ -178,7 +178,10 @@ def is_fetched(folder: Path) -> bool:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=["movie-reviews", "sst2"], help="the data set")
-    parser.add_argument("--num_rows", type=int, help="movie-reviews: only so many rows, in data/NAME-NUM_ROWS")
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--num_rows", type=int, help="movie-reviews: only so many rows, into data/NAME-NUM_ROWS; without it, all"
+    )
     return parser.parse_args()
 
 

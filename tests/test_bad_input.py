@@ -1,8 +1,10 @@
 """Every mistake a user can make: exit code 2, one sentence with the mend, every existing output untouched."""
 
+import json
 import logging
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -237,6 +239,32 @@ def test_exit_code_of_the_real_process(tmp_path):
     assert done.stderr.count("\n") == 1 and done.stderr.startswith(
         "preprocess.py: error: --bert_model_name_or_path=./nowhere"
     )
+
+
+SCRIPTS = ["train", "fastformers", "prune", "quantize", "evaluate", "report", "preprocess", "augment_data"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_environment_that_libraries_cannot_read(name):
+    """They crash as they are imported, before a script's own first line."""
+    environment = os.environ | {"HF_ENDPOINT": "http://[x"}
+    command = [sys.executable, str(ROOT / f"{name}.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    fails((done.returncode, done.stderr), f"{name}.py: error: ", "Invalid IPv6 URL", "HF_ENDPOINT")
+    assert done.stderr.count("\n") == 1
+
+
+def test_code_of_a_checkpoint_is_not_run(trained, monkeypatch):
+    """Nor is the user asked whether it may be."""
+    encoder = trained.folder / "encoder"
+    shutil.copytree(trained.encoder, encoder)
+    config = json.loads((encoder / "config.json").read_text())
+    config |= {"model_type": "other", "auto_map": {"AutoConfig": "code.Config"}}
+    (encoder / "config.json").write_text(json.dumps(config))
+    (encoder / "code.py").write_text(f"import os\nos.mkdir({str(trained.folder / 'exploded')!r})\nclass Config: pass\n")
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    fails(trained.train(f"--bert_model_name_or_path={encoder}", out="other"), "config.json", "custom code")
+    assert not (trained.folder / "exploded").exists()
 
 
 def test_quiet_and_verbose(trained):

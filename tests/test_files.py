@@ -72,6 +72,22 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [f".file.{alive}.tmp", f".other.{dead}.tmp", "file", "folder"]
 
 
+def test_a_killed_exchange_of_folders_is_put_right(tmp_path):
+    """Where the system cannot swap two folders at once, there is a moment without either."""
+    dead = dead_process()
+    for name, there in (("a[1]", False), ("b", True)):
+        old = tmp_path / f".{name}.{dead}.tmp.old"
+        old.mkdir()
+        (old / "config").write_text("old")
+        (tmp_path / f".{name}.{dead}.tmp").mkdir()
+        if there:
+            (tmp_path / name).mkdir()
+        with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / name):
+            raise ZeroDivisionError
+        assert (tmp_path / name / "config").exists() != there
+    assert sorted(os.listdir(tmp_path)) == ["a[1]", "b"]
+
+
 def test_the_limit_of_the_disk(tmp_path):
     from utils.cli import UserError
 

@@ -1,6 +1,8 @@
 """quantize.py measures int8 recipes, writes the best that is accurate enough, and a folder that stands alone."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import onnx
@@ -8,10 +10,13 @@ import pytest
 import torch
 from conftest import make_encoder, make_tokenizer, snapshot
 from safetensors.torch import load_file, save_file
+from test_bad_input import fails
 
 from quantize import choose
+from utils import timing
 from utils.config import load_config
 from utils.model import load_model
+from utils.quantization import CANDIDATES
 from utils.runtime import Predictor
 
 
@@ -112,3 +117,57 @@ def test_other_encoders_go_through_the_recipe(project, tmp_path):
     assert Predictor(tmp_path / "model").predict("a good film").label in ("negative", "positive")
     code, stderr = steps.prune("--target_num_heads=2")
     assert code == 2 and "albert" in stderr and stderr.count("\n") == 1
+
+
+@pytest.fixture
+def measurements(monkeypatch):
+    """Count calls of `timed`, in turns of 8 rows, and do something before one of them: `measurements.at = (7, act)`."""
+
+    class Counted:
+        calls, at = 0, (0, lambda: None)
+
+    counted, timed = Counted(), timing.timed
+
+    def one(*arguments, **options):
+        counted.calls += 1
+        if counted.calls == counted.at[0]:
+            counted.at[1]()
+        return timed(*arguments, **options)
+
+    monkeypatch.setattr(timing, "timed", one)
+    monkeypatch.setattr(timing, "ROWS_A_TURN", 8)
+    return counted
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_measurement_goes_on(trained, measurements, monkeypatch, number, code):
+    """With the turns that are missing; what was compared and calibrated is not done again."""
+    versions, out = 1 + len(CANDIDATES), f"--output_dir={trained.folder}/model"
+    before = snapshot(trained.folder)
+    measurements.at = (2 * versions + 3, lambda: os.kill(os.getpid(), number))
+    stopped, stderr = trained.quantize(out, source="teacher")
+    assert stopped == code and stderr.splitlines()[-1] == "quantize.py: stopped: run the same command again"
+    unfinished = trained.folder / "model.unfinished"
+    with open(unfinished, "ab") as file:
+        file.write(b'["rows 16 to 24", [[0.1')  # as killed while writing
+    assert snapshot(trained.folder).keys() == {*before, unfinished.name}
+    fails(trained.quantize(out, "--max_accuracy_drop=1", source="teacher"), "--max_accuracy_drop is 1.0 but 0.005")
+    measurements.calls = 0
+    monkeypatch.setattr("quantize.calibrate", None)
+    monkeypatch.setattr("quantize.pytorch_engine", None)
+    code, stderr = trained.quantize(out, "--resume=always", source="teacher")
+    assert code == 0 and "4 parts are done" in stderr
+    assert measurements.calls == 2 * versions  # of 4
+    assert not unfinished.exists() and Predictor(trained.folder / "model").labels == ["negative", "positive"]
+
+
+def test_another_model_or_data_is_not_continued(trained, measurements):
+    measurements.at = (1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert trained.quantize(source="teacher")[0] == 143
+    path = trained.folder / "teacher.int8.onnx.unfinished"
+    assert trained.train("--seed=7")[0] == 0
+    fails(trained.quantize(source="teacher"), "--bert_output_dir is", path.name, "--overwrite")
+    assert trained.quantize("--overwrite", source="teacher")[0] == 0
+    fails(trained.quantize("--resume=always", source="teacher"), "--resume=always", path.name)
+    path.write_bytes(b"damaged")
+    fails(trained.quantize(source="teacher"), path.name, "--overwrite")

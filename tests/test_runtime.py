@@ -252,6 +252,7 @@ def test_an_unlisted_graph_is_not_opened(copy):
         ({"fastformers": None}, "must list model.onnx and tokenizer.json"),
         ({"fastformers": {"n_ctx": 16, "files": {"model.onnx": "0"}}}, "must list model.onnx and tokenizer.json"),
         ({"fastformers": {"n_ctx": 65, "files": {"model.onnx": "0", "tokenizer.json": "0"}}}, "n_ctx is 65"),
+        ({"fastformers": {"n_ctx": 16, "files": {"model.onnx": "0", "tokenizer.json": "0", "../x": "0"}}}, "names of"),
         ({"fastformers": {"n_ctx": "16", "files": {"model.onnx": "0", "tokenizer.json": "0"}}}, "n_ctx is '16'"),
     ],
 )

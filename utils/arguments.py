@@ -41,10 +41,21 @@ class _LogLevel(argparse.Action):
                 logging.getLogger(name).setLevel(logging.INFO)
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """--config and --data_dir."""
-    parser.add_argument("--config", required=True, help="encoder family and n_ctx, a file of configs/")
-    parser.add_argument("--data_dir", required=True, help="data folder that preprocess.py has tokenized")
+def add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """--config and --data_dir; returns their group, for what else a script reads."""
+    group = parser.add_argument_group("input")
+    group.add_argument("--config", required=True, help="encoder family and n_ctx, a file of configs/")
+    group.add_argument("--data_dir", required=True, help="data folder that preprocess.py has tokenized")
+    return group
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """--data_dir of a data set that need not be tokenized; returns its group, for what else a script reads."""
+    group = parser.add_argument_group("input")
+    group.add_argument(
+        "--data_dir", required=True, help="folder with train, valid and test, as .txt, .csv, .jsonl or .parquet"
+    )
+    return group
 
 
 def add_column_options(parser: argparse.ArgumentParser) -> None:
@@ -68,10 +79,18 @@ def text_columns(args: argparse.Namespace) -> Columns:
     return Columns(texts, args.label_column)
 
 
-def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_options(group: argparse._ArgumentGroup) -> None:
     """--bert_output_dir and --model_path: a trained classifier to work on."""
-    parser.add_argument("--bert_output_dir", required=True, help="checkpoint folder: tokenizer, labels, weights")
-    parser.add_argument("--model_path", help="its state dict (.pt); without it the folder's own weights are used")
+    group.add_argument("--bert_output_dir", required=True, help="checkpoint folder: tokenizer, labels, weights")
+    group.add_argument("--model_path", help="its state dict (.pt); without it the folder's own weights are used")
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """What a training writes: --bert_output_dir, --save_path and --log_dir."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--bert_output_dir", required=True, help="folder for the best checkpoint")
+    group.add_argument("--save_path", required=True, help="file for the best checkpoint's state dict (.pt)")
+    group.add_argument("--log_dir", help="folder for TensorBoard's event files; without it there are none")
 
 
 def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
@@ -90,27 +109,41 @@ def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
     group.add_argument(
         "--measure", choices=["loss", "accuracy"], default="accuracy", help="what picks the best model on valid.txt"
     )
-    group.add_argument("--eval_steps", type=positive_int, help="score it after so many steps too, not only each epoch")
-    group.add_argument("--patience", type=positive_int, help="stop after so many scores in a row without a better one")
+    group.add_argument(
+        "--eval_steps",
+        type=positive_int,
+        help="steps after which it is scored too; without it, at each epoch's end only",
+    )
+    group.add_argument(
+        "--patience", type=positive_int,
+        help="scores in a row without a better one after which training stops; without it, after all epochs",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, default=42, help="seed of the classifier's start, row order and dropout")
-    group.add_argument("--log_dir", help="folder for TensorBoard's event files")
     add_resume_options(parser)
-    add_device_option(parser)
-    parser.add_argument(
+    group = add_device_option(parser)
+    group.add_argument(
         "--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
         help="autocast; auto takes bf16 where the hardware has it, else fp32",
     )  # fmt: skip
 
 
-def add_resume_options(parser: argparse.ArgumentParser) -> None:
-    """--save_steps, --resume and --overwrite."""
+def add_resume_options(parser: argparse.ArgumentParser, training: bool = True) -> None:
+    """--resume and --overwrite and, for a training, --save_steps."""
     group = parser.add_argument_group("continuing a run that was stopped or killed")
-    group.add_argument("--save_steps", type=positive_int, default=200, help="steps that a killed run loses at most")
+    if training:
+        group.add_argument("--save_steps", type=positive_int, default=200, help="steps that a killed run loses at most")
     group.add_argument(
         "--resume", choices=["auto", "always"], default="auto",
         help="auto continues an unfinished run of the same command if there is one; always fails if there is none",
     )  # fmt: skip
-    group.add_argument("--overwrite", action="store_true", help="start again, whatever unfinished run is there")
+    add_overwrite_option(group)
+
+
+def add_overwrite_option(group: argparse._ArgumentGroup) -> None:
+    """--overwrite."""
+    group.add_argument(
+        "--overwrite", action="store_true", help="start again; without it, an unfinished run is continued"
+    )
 
 
 def training_settings(args: argparse.Namespace) -> Settings:
@@ -125,7 +158,7 @@ def training_settings(args: argparse.Namespace) -> Settings:
 
 
 def deciding_flags(args: argparse.Namespace, unlike: Mapping[str, object]) -> dict[str, object]:
-    """The options that decide a training's result, by flag.
+    """The options that decide a run's result, by flag.
 
     Args:
         unlike: what takes the place of an option's own value, by flag: for a path, what it holds.
@@ -145,12 +178,14 @@ def deciding_flags(args: argparse.Namespace, unlike: Mapping[str, object]) -> di
     return {flag: value for flag, value in given.items() if flag not in unlike} | dict(unlike)
 
 
-def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """--device."""
-    parser.add_argument(
+def add_device_option(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """--device; returns its group, for what else a script says of the hardware."""
+    group = parser.add_argument_group("hardware")
+    group.add_argument(
         "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
         help="auto takes a GPU where there is one; choose among several with CUDA_VISIBLE_DEVICES",
     )  # fmt: skip
+    return group
 
 
 def positive_int(text: str) -> int:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from utils.files import atomic_file
+from utils.parts import check_flags
 from utils.pool import chunks, map_in_processes
-from utils.resume import check_flags
 from utils.texts import Row
 
 Texts = tuple[str, ...]  # a sentence, or a pair
@@ -37,7 +37,8 @@ def nearest_words(name_or_path: str, tokenizer: PreTrainedTokenizerFast, count: 
 
     Words are the tokens that are letters only, alone or, where a tokenizer marks the start of words, marked.
     """
-    table = AutoModel.from_pretrained(name_or_path).get_input_embeddings().weight.detach().float()
+    encoder = AutoModel.from_pretrained(name_or_path, trust_remote_code=False)
+    table = encoder.get_input_embeddings().weight.detach().float()
     words: dict[str, int] = {}
     for token, index in tokenizer.get_vocab().items():
         word = token.removeprefix("Ġ").removeprefix("▁")

@@ -25,7 +25,8 @@ def load_hub_config(name_or_path: str, flag: str, config: Config) -> PretrainedC
     """
     _check_there(name_or_path, flag)
     try:
-        hub_config = AutoConfig.from_pretrained(name_or_path)
+        # trust_remote_code=False, wherever a checkpoint is loaded: else transformers asks, and a yes runs its code.
+        hub_config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file provokes
         raise UserError(f"{flag}={name_or_path} holds no usable config.json ({first_line(error)}): {MEND}") from error
     if hub_config.model_type != config.encoder_class:
@@ -68,7 +69,7 @@ def load_tokenizer(name_or_path: str, flag: str) -> PreTrainedTokenizerFast:
     """
     _check_there(name_or_path, flag)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file provokes
         raise UserError(f"{flag}={name_or_path} holds no usable tokenizer ({first_line(error)}): {MEND}") from error
     if not tokenizer.is_fast:

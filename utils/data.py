@@ -5,7 +5,10 @@ tokenized/, which the other scripts read.
 """
 
 import hashlib
+import itertools
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +22,9 @@ from transformers import PreTrainedTokenizerFast
 
 from utils.checkpoint import tokenizer_fingerprint
 from utils.cli import UserError
-from utils.files import atomic_file, atomic_folder, write_json
+from utils.files import atomic_file, write_json
 from utils.pool import chunks, map_in_processes
+from utils.processes import atomic_folder_of_all, join_processes, together
 from utils.texts import AUGMENTED, NAMES, SPLITS, Columns, Row, present_splits, read_labels, read_rows, split_path
 from utils.tokenization import prepare_tokenizer, tokenize
 
@@ -50,49 +54,51 @@ def tokenize_data(
 ) -> tuple[dict[str, int], dict]:
     """Tokenize the files into data_dir/tokenized, without padding, and write data_dir/label.txt.
 
+    Where a launcher started several processes, each tokenizes its share of the chunks, and the first one puts them
+    together.
+
     Args:
         n_ctx: longest row in tokens, special tokens included; longer ones are truncated (the longer sentence of a pair
             first).
-        num_proc: processes that tokenize; one uses all cores for a part of the work.
+        num_proc: processes that each of those makes to tokenize; one uses all cores for a part of the work.
         progress: called as `progress(rows, total, split)`; returns an iterator over the same rows (a tqdm bar).
 
     Returns:
         The labels with their numbers of rows in train; and for each split its number of rows, mean and longest length
-        in tokens, and how many rows have n_ctx tokens, which most of them were cut to.
+        in tokens, and how many rows have n_ctx tokens, which most of them were cut to; empty but in the first process.
 
     Raises:
-        UserError: as `read_labels`, or data_dir/tokenized is something else.
+        UserError: as `read_labels`, or data_dir/tokenized is something else, or another process failed.
     """
     label_counts, counts = read_labels(data_dir, names)
     labels = list(label_counts)
     target = data_dir / "tokenized"
     if target.exists() and not (target / "meta.json").exists():
         raise UserError(f"{target} is not a data set of this project: move it away")
-    summary = {}
+    summary: dict[str, dict] = {}
     splits = present_splits(data_dir)
-    with atomic_folder(target) as folder:
+    tokenize_chunk = partial(_tokenized_chunk, tokenizer.backend_tokenizer, labels, n_ctx)
+    state = join_processes()
+    with atomic_folder_of_all(target, state) as folder:
         for split in splits:
-            rows = progress(read_rows(split_path(data_dir, split), names), counts[split], split)
-            with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
-                tokenize_chunk = partial(_tokenized_chunk, tokenizer.backend_tokenizer, labels, n_ctx)
-                for batch in map_in_processes(tokenize_chunk, chunks(rows, CHUNK), num_proc):
-                    writer.write_batch(batch)
-            widths = lengths(datasets.Dataset.from_file(str(folder / f"{split}.arrow")))
-            summary[split] = {
-                "rows": len(widths),
-                "mean_length": float(widths.mean()),
-                "longest": int(widths.max()),
-                "full": int((widths == n_ctx).sum()),
+            shards = [folder / f"{split}.{i}.arrow" for i in range(state.num_processes)]
+            with together(state):
+                rows = progress(read_rows(split_path(data_dir, split), names), counts[split], split)
+                own = itertools.islice(chunks(rows, CHUNK), state.process_index, None, state.num_processes)
+                _write_batches(shards[state.process_index], map_in_processes(tokenize_chunk, own, num_proc))
+            if state.is_main_process:
+                _merge(shards, folder / f"{split}.arrow")
+                summary[split] = _summary(folder / f"{split}.arrow", n_ctx)
+        if state.is_main_process:
+            meta = {
+                "labels": labels,
+                "n_ctx": n_ctx,
+                "tokenizer": tokenizer_fingerprint(tokenizer),
+                "texts": {split: _file_hash(split_path(data_dir, split)) for split in splits},
             }
-        meta = {
-            "labels": labels,
-            "n_ctx": n_ctx,
-            "tokenizer": tokenizer_fingerprint(tokenizer),
-            "texts": {split: _file_hash(split_path(data_dir, split)) for split in splits},
-        }
-        write_json(folder / "meta.json", meta)
-        with atomic_file(data_dir / "label.txt") as temporary:
-            temporary.write_text("".join(label + "\n" for label in labels), encoding="utf-8")
+            write_json(folder / "meta.json", meta)
+            with atomic_file(data_dir / "label.txt") as temporary:
+                temporary.write_text("".join(label + "\n" for label in labels), encoding="utf-8")
     return label_counts, summary
 
 
@@ -107,7 +113,9 @@ def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: i
     try:
         meta = json.loads((data_dir / "tokenized" / "meta.json").read_text(encoding="utf-8"))
         made_with = (meta["n_ctx"], meta["tokenizer"])
-        labels, hashes = meta["labels"], {split: meta["texts"][split] for split in [*SPLITS, *meta["texts"]]}
+        # Only these names: they become paths.
+        names = [*SPLITS, AUGMENTED] if AUGMENTED in meta["texts"] else SPLITS
+        labels, hashes = meta["labels"], {split: meta["texts"][split] for split in names}
         splits = {split: datasets.Dataset.from_file(str(data_dir / "tokenized" / f"{split}.arrow")) for split in hashes}
     except FileNotFoundError as error:
         raise UserError(
@@ -193,6 +201,43 @@ def _tokenized_chunk(backend: Tokenizer, labels: list[str], n_ctx: int, rows: li
     encoded = tokenize(prepare_tokenizer(backend), texts, n_ctx)
     columns = [[ids for ids, _ in encoded], [types for _, types in encoded], [label_ids[label] for _, label in rows]]
     return pa.record_batch(columns, schema=SCHEMA)
+
+
+def _write_batches(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _merge(shards: list[Path], target: Path) -> None:
+    """Put the processes' shards together, a chunk of each in turn, as the chunks were dealt out; removes them."""
+    if len(shards) == 1:
+        shards[0].rename(target)
+        return
+    _write_batches(target, _batches_in_turns(shards))
+    for shard in shards:
+        shard.unlink()
+
+
+def _batches_in_turns(shards: list[Path]) -> Iterator[pa.RecordBatch]:
+    with ExitStack() as stack:
+        files = [stack.enter_context(pa.OSFile(str(path))) for path in shards]
+        readers = [stack.enter_context(pa.ipc.open_stream(file)) for file in files]
+        for reader in itertools.cycle(readers):
+            try:
+                yield reader.read_next_batch()
+            except StopIteration:  # all of the others are at their end as well
+                return
+
+
+def _summary(path: Path, n_ctx: int) -> dict[str, float]:
+    widths = lengths(datasets.Dataset.from_file(str(path)))
+    return {
+        "rows": len(widths),
+        "mean_length": float(widths.mean()),
+        "longest": int(widths.max()),
+        "full": int((widths == n_ctx).sum()),
+    }
 
 
 def _file_hash(path: Path) -> str:

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from utils.cli import UserError
+from utils.processes import leave_at_exit
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     if precision == "fp16" and device != "cuda":
         raise UserError("--precision=fp16 needs a CUDA device: choose bf16, fp32 or auto")
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    leave_at_exit(accelerator.state)
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.ERROR)
     logger.info("[Device] : %s, %s, %d process(es)", accelerator.device, precision, accelerator.num_processes)

@@ -71,18 +71,19 @@ def quantize_linears(model: PreTrainedModel) -> PreTrainedModel:
         return quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
 
 
-def onnx_engine(path: str | Path, num_threads: int, num_labels: int) -> Engine:
-    """Logits [rows, labels] of an ONNX file, by ONNX Runtime on the CPU.
+def onnx_engine(graph: str | Path | bytes, num_threads: int, num_labels: int) -> Engine:
+    """Logits [rows, labels] of an ONNX file, or the bytes of one, by ONNX Runtime on the CPU.
 
     Raises:
         UserError: the file is missing or damaged, or gives another number of logits than `num_labels`; when run, the
             batch has padding that the graph cannot be told of.
     """
-    session = load_session(path, num_threads)
+    session = load_session(graph, num_threads)
+    name = "the graph" if isinstance(graph, bytes) else graph
     found = session.get_outputs()[0].shape[-1]
     if found != num_labels:
         raise UserError(
-            f"{path} gives {found} logits but the data set has {num_labels} labels: write it again with quantize.py"
+            f"{name} gives {found} logits but the data set has {num_labels} labels: write it again with quantize.py"
         )
     if "attention_mask" in [node.name for node in session.get_inputs()]:
         return lambda batch: run_session(session, batch)
@@ -90,7 +91,7 @@ def onnx_engine(path: str | Path, num_threads: int, num_labels: int) -> Engine:
     def run(batch: dict) -> np.ndarray:
         if not batch["attention_mask"].all():
             raise UserError(
-                f"{path} takes no attention_mask but a batch has padding: use --batch_size=1 without "
+                f"{name} takes no attention_mask but a batch has padding: use --batch_size=1 without "
                 "--use_fixed_seq_length, or the graph that takes attention_mask"
             )
         return run_session(session, batch)

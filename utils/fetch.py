@@ -65,6 +65,7 @@ def check_hub(what: str, by_hand: str) -> None:
         UserError: as `hub_errors`.
     """
     # Here, because it takes a second and is not needed for what comes from PyPI.
+    import utils.environment  # isort: skip  # noqa: F401
     from huggingface_hub import constants, get_session
 
     if constants.is_offline_mode():  # what is in the cache will do

@@ -83,7 +83,6 @@ def serve(
 
 def _instance(open_engine, num_warmup: int, connection: Connection, next_batch, cores: list[int]) -> None:
     """One process: receives the batches, says when it is ready, waits for the start, sends what it has done."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the script, which then ends its instances
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)  # threads started from here on inherit it
     batches = connection.recv()
@@ -114,9 +113,12 @@ def _start_without_script(process: multiprocessing.process.BaseProcess) -> None:
     # session: seconds, and hundreds of megabytes, that an instance of an ONNX file has no use for.
     script = sys.modules["__main__"]
     path = script.__dict__.pop("__file__", None)
+    # Inherited: a process that is still importing would print a traceback at Ctrl-C, which is for the script.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process.start()
     finally:
+        signal.signal(signal.SIGINT, before)
         if path is not None:
             script.__file__ = path
 

@@ -55,7 +55,7 @@ def load_model(
         )
         model, loading = kind.from_pretrained(
             name_or_path, config=hub_config, attn_implementation=attention, dtype=torch.float32,
-            ignore_mismatched_sizes=new_head, output_loading_info=True,
+            ignore_mismatched_sizes=new_head, output_loading_info=True, trust_remote_code=False,
         )  # fmt: skip
         _check_weights(model, loading, new_head)
         if hub_config.model_type in FAMILIES and own_labels != labels and not loading["missing_keys"]:

@@ -23,10 +23,7 @@ SHARED_BYTES, PAGE = 1024, 4096
 
 def open_graph(graph: onnx.ModelProto, num_labels: int) -> Engine:
     """A graph as an engine, with as many threads as the machine has cores."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.onnx"
-        onnx.save(graph, path)
-        return onnx_engine(path, os.cpu_count() or 1, num_labels)
+    return onnx_engine(graph.SerializeToString(), os.cpu_count() or 1, num_labels)
 
 
 def export_plain(model: PreTrainedModel) -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
@@ -37,6 +38,7 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 def _take(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the script, which then ends the pool
 
 
 def _apply(item: Any) -> Any:

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from utils.cli import UserError
 from utils.files import atomic_file
+from utils.parts import check_flags, damaged, is_there
 from utils.scoring import Score
 
 logger = logging.getLogger(__name__)
@@ -79,29 +79,12 @@ def check_unfinished(unfinished: Unfinished, accelerator: Accelerator, resume: s
     path = unfinished.path
     if overwrite:
         forget(unfinished, accelerator)
-    if not path.exists():
-        if resume == "always":
-            raise UserError(f"--resume=always but {path} is not there: leave it out to start anew")
+    if not is_there(path, resume):
         return {}
     kept = _read_metadata(path)
     check_flags(path, kept["flags"], unfinished.flags)
     logger.info("[Resume] : %s, from step %d", path, kept["progress"]["step"])
     return kept["part"]
-
-
-def check_flags(path: Path, kept: dict, ours: dict) -> None:
-    """Compare the options of the unfinished run at `path` with those given.
-
-    Raises:
-        UserError: one is another; names it.
-    """
-    ours = json.loads(json.dumps(ours))
-    for flag in kept | ours:
-        if kept.get(flag) != ours.get(flag):
-            raise UserError(
-                f"{flag} is {ours.get(flag)} but {kept.get(flag)} in the unfinished run {path}: give the same to "
-                "continue that run, or --overwrite to start again"
-            )
 
 
 def forget(unfinished: Unfinished, accelerator: Accelerator) -> None:
@@ -157,7 +140,7 @@ def load_progress(
                     index, _, name = name.partition(".")
                     averages.setdefault(int(index), {})[name] = file.get_tensor(key)
     except (SafetensorError, OSError) as error:
-        raise _damaged(unfinished.path) from error
+        raise damaged(unfinished.path) from error
     model.load_state_dict(weights)
     optimizer.load_state_dict({"state": averages, "param_groups": optimizer.state_dict()["param_groups"]})
     if accelerator.scaler:
@@ -172,8 +155,4 @@ def _read_metadata(path: Path) -> dict:
         with safe_open(path, framework="pt") as file:
             return json.loads(file.metadata()["unfinished"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is no unfinished run, or damaged: start again with --overwrite")
+        raise damaged(path) from error

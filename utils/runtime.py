@@ -141,24 +141,25 @@ class Predictor:
         return [predictions[index] for index in range(len(texts))]
 
 
-def load_session(path: str | Path, num_threads: int) -> onnxruntime.InferenceSession:
-    """Open a graph for CPU inference with `num_threads` threads.
+def load_session(graph: str | Path | bytes, num_threads: int) -> onnxruntime.InferenceSession:
+    """Open a graph, a file or the bytes of one, for CPU inference with `num_threads` threads.
 
     Raises:
         UserError: the file is missing or damaged, or is not a graph that onnxruntime can run.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is not a file: write the graph with quantize.py, or check the path")
+    name = "the graph" if isinstance(graph, bytes) else str(graph)
+    if not isinstance(graph, bytes) and not Path(graph).is_file():
+        raise UserError(f"{name} is not a file: write the graph with quantize.py, or check the path")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        source = graph if isinstance(graph, bytes) else name
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises whatever the bytes provoke
         raise UserError(
-            f"{path} is not a usable ONNX graph ({first_line(error)}): write it again with quantize.py"
+            f"{name} is not a usable ONNX graph ({first_line(error)}): write it again with quantize.py"
         ) from error
 
 
@@ -191,6 +192,8 @@ def _read_config(path: Path) -> tuple[list[str], int, dict[str, str]]:
     n_ctx, hashes = own.get("n_ctx"), own.get("files")
     if not isinstance(hashes, dict) or not {GRAPH, TOKENIZER} <= hashes.keys():
         raise UserError(f"{path}: fastformers.files must list {GRAPH} and {TOKENIZER}: {AGAIN}")
+    if any(Path(name).name != name for name in hashes):
+        raise UserError(f"{path}: fastformers.files must be names of files in this folder: {AGAIN}")
     positions = config.get("max_position_embeddings")
     if type(n_ctx) is not int or n_ctx < 4 or (isinstance(positions, int) and n_ctx > positions):
         raise UserError(

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import datasets
 import numpy as np
+from tqdm import tqdm
 
 from utils.bars import progress_bar
 from utils.data import collate
+from utils.parts import Remember, made_anew
 
 WARMUP_BATCHES = 20
 ROWS_A_TURN, WARMUP_ROWS = 100, 10
@@ -41,28 +44,46 @@ def timed_in_turns(
     make_inputs: list[Callable[[int], Any]],
     num_rows: int,
     every: list[int] | None = None,
+    remember: Remember = made_anew,
 ) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
     """Run every engine over every row, alone, taking turns, so that a noisy machine is unfair to none.
 
     Args:
         make_inputs: what an engine takes, made of a row's number, uncounted.
         every: the steps in which an engine goes through the rows, for one that is too slow for all of them.
+        remember: keeps each turn, and gives those that were kept before.
 
     Returns:
         For every engine its logits [rows, labels], and its latencies in milliseconds, an array [rows] for each turn.
     """
-    logits: list[list] = [[] for _ in engines]
-    milliseconds: list[list] = [[] for _ in engines]
+    turns = []
     with progress_bar(total=len(engines) * num_rows, desc="measure", unit="row") as bar:
         for start in range(0, num_rows, ROWS_A_TURN):
             end = min(start + ROWS_A_TURN, num_rows)
-            for i, engine in enumerate(engines):
-                inputs = [make_inputs[i](row) for row in range(start, end, every[i] if every else 1)]
-                outputs, latencies = timed(engine, inputs, warmup=inputs[:WARMUP_ROWS])
-                logits[i] += outputs
-                milliseconds[i].append(latencies)
-                bar.update(end - start)
-    return [np.concatenate(outputs) for outputs in logits], milliseconds
+            turn = partial(_turn, engines, make_inputs, every or [1] * len(engines), start, end, bar)
+            turns.append(remember(f"rows {start} to {end}", turn))
+            bar.update(len(engines) * end - bar.n)
+    by_engine = list(zip(*turns, strict=True))
+    logits = [np.concatenate([np.asarray(outputs) for outputs, _ in parts]) for parts in by_engine]
+    return logits, [[np.asarray(latencies) for _, latencies in parts] for parts in by_engine]
+
+
+def _turn(
+    engines: list[Callable[[Any], np.ndarray]],
+    make_inputs: list[Callable[[int], Any]],
+    every: list[int],
+    start: int,
+    end: int,
+    bar: tqdm,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The logits and latencies of every engine for rows `start` to `end`."""
+    found = []
+    for engine, make, step in zip(engines, make_inputs, every, strict=True):
+        inputs = [make(row) for row in range(start, end, step)]
+        outputs, latencies = timed(engine, inputs, warmup=inputs[:WARMUP_ROWS])
+        found.append((np.concatenate(outputs), latencies))
+        bar.update(end - start)
+    return found
 
 
 def single_rows(split: datasets.Dataset, pad_token_id: int) -> Callable[[int], dict]:

@@ -70,7 +70,7 @@ def smaller_tokenizer(
         settings = json.loads(path.read_text(encoding="utf-8"))
         settings.pop("added_tokens_decoder", None)  # by old ids, and tokenizer.json says the same
         path.write_text(json.dumps(settings), encoding="utf-8")
-        return AutoTokenizer.from_pretrained(folder), old_ids
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False), old_ids
 
 
 def _is_fallback(token: str) -> bool:

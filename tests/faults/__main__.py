@@ -28,6 +28,7 @@ def try_kills(recipe: Recipe, short: bool) -> list[Result]:
     for script in ("train", "fastformers"):
         count = 2 if short else 20
         results.append((f"SIGKILL at random, {script}", count, kills.random_kills(recipe, script, count, seed=1)))
+    results.append(("SIGKILL while measuring, quantize", *kills.killed_measurement(recipe, 1 if short else 12)))
     if not short:
         results.append(("SIGKILL of one of two processes", 1, kills.killed_worker(recipe)))
     steps = ("train", "fastformers", "prune", "preprocess", "quantize", "evaluate")

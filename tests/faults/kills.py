@@ -19,6 +19,8 @@ from conftest import ROOT
 from safetensors import safe_open
 
 from faults.processes import Recipe, die, nothing, start, wait
+from utils import timing
+from utils.quantization import CANDIDATES
 from utils.runtime import Predictor
 
 SAVE_STEPS = 5  # as in Recipe
@@ -30,6 +32,7 @@ MOMENTS = {
     "between renames": ("os", "replace"),
     "between folder swaps": ("utils.files", "_exchange"),
     "while evaluating": ("utils.scoring", "collate"),
+    "while measuring": ("utils.timing", "timed"),
     "before clearing up": ("pathlib", "Path.unlink"),
 }
 
@@ -75,7 +78,10 @@ def corrupt_files(folder: Path) -> list[str]:
         if any(part.endswith(".tmp") for part in path.relative_to(folder).parts):
             continue
         try:
-            if path.suffix in (".safetensors", ".unfinished"):
+            if path.suffix == ".unfinished" and path.read_bytes().startswith(b"{"):
+                for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+                    json.loads(line)
+            elif path.suffix in (".safetensors", ".unfinished"):
                 with safe_open(path, framework="pt") as file:
                     for key in file.keys():
                         file.get_tensor(key)
@@ -183,6 +189,31 @@ def chosen_kills(recipe: Recipe, script: str, moment: str, most: int, *more: str
             lost.append(f"{script}, {moment} {number}: other weights")
         lost += [f"{script}, {moment} {number}: {name} left behind" for name in litter(recipe.folder)]
     return len(numbers), lost
+
+
+def killed_measurement(recipe: Recipe, most: int) -> tuple[int, list[str]]:
+    """Kill quantize.py between its measurements; it must go on with the turns that are missing, and end with a choice.
+
+    Returns:
+        How many times it was killed, and what was lost.
+    """
+    timing.ROWS_A_TURN, rows_a_turn = 8, timing.ROWS_A_TURN  # inherited by the processes
+    try:
+        folder = recipe.folder / "measured"
+        folder.mkdir()
+        versions, out, lost = 1 + len(CANDIDATES), folder / "out", []
+        calls = count_calls(recipe, "quantize", out, "while measuring")
+        numbers = [1 + i * (calls - 1) // most for i in range(1, most + 1)]
+        for number in numbers:
+            recipe.run("quantize", out, change=lambda number=number: on_call("while measuring", number, die))
+            lost += [f"quantize, measurement {number}: {name}" for name in corrupt_files(folder)]
+            finished = (number - 1) // versions * versions
+            if (left := count_calls(recipe, "quantize", out, "while measuring")) != calls - finished:
+                lost.append(f"quantize, measurement {number}: {left} measurements instead of {calls - finished}")
+            lost += [f"quantize, measurement {number}: {name}" for name in corrupt_files(folder) + litter(folder)]
+        return len(numbers), lost
+    finally:
+        timing.ROWS_A_TURN = rows_a_turn
 
 
 def killed_worker(recipe: Recipe) -> list[str]:

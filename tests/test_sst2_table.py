@@ -1,0 +1,44 @@
+"""The accuracy table of SST-2: means over seeds, between the README's marks, and targets that count seeds."""
+
+import json
+
+import pytest
+
+from benchmarks import sst2_table
+
+README = "before\n<!-- accuracy -->\nold\n<!-- /accuracy -->\nafter\n"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    rows = tmp_path / "results/sst2/accuracy"
+    rows.mkdir(parents=True)
+    (tmp_path / "README.md").write_text(README)
+    monkeypatch.setattr(sst2_table, "ROOT", tmp_path)
+    monkeypatch.setattr(sst2_table, "ROWS", rows)
+    return tmp_path
+
+
+def add(root, row: str, seeds: dict[int, float]) -> None:
+    for seed, accuracy in seeds.items():
+        for split, value in (("valid", 0.5), ("test", accuracy)):
+            path = root / f"results/sst2/accuracy/{row}-{seed}.{split}.json"
+            path.write_text(json.dumps({"accuracy": value}))
+
+
+def test_table_and_targets(root, capsys):
+    add(root, "teacher", {42: 0.91, 43: 0.92, 44: 0.93})
+    add(root, "mse", {42: 0.95})
+    add(root, "layers-0.2.4", {42: 0.8})
+    sst2_table.main()
+    text = (root / "README.md").read_text()
+    assert text.startswith("before\n<!-- accuracy -->\n") and text.endswith("<!-- /accuracy -->\nafter\n")
+    assert "old" not in text
+    assert "| teacher, 6 layers | 0.9116 | 0.5000 ± 0.0000 | 0.9200 ± 0.0100 | 3 |" in text
+    assert "| layers 0, 2, 4 | 0.5000 | 0.8000 |" in text and "augmented" not in text
+    shown = capsys.readouterr().out
+    assert "target: teacher_accuracy_of_3_seeds measured 0.92 needs 0.9116 ok" in shown
+    # One seed is not three.
+    assert "target: mse_accuracy_of_1_seeds measured 0.95 needs 0.905 short" in shown
+    sst2_table.main()
+    assert (root / "README.md").read_text() == text
