@@ -23,7 +23,7 @@ DATA = data/movie-reviews
 RUN = runs/demo
 endif
 TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=64
-STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --epoch=5 --batch_size=64 --dropout=0
+STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0
 endif
 
 ENCODER = embeddings/all-MiniLM-L6-v2

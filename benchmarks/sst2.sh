@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 DATA=data/sst2 RUN=runs/sst2 ROWS=results/sst2/accuracy ENCODER=embeddings/all-MiniLM-L6-v2
 PYTHON=.venv/bin/python SEEDS="42 43 44"
 COMMON="--config=configs/config-bert-cls.json --data_dir=$DATA"
-TEACHER_OPTIONS="--lr=8e-5 --epoch=3 --batch_size=32 --eval_steps=700"
+TEACHER_OPTIONS="--lr=1e-4 --epoch=1 --batch_size=32 --eval_steps=500"
 STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0"
 LABEL_OPTIONS="--lr=1e-4 --epoch=3 --batch_size=64"
 SHORT_OPTIONS="--lr=2e-4 --epoch=2 --batch_size=64" # of ablations, their own base row included

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -103,6 +104,16 @@ def test_ctrl_c_at_a_terminal(code):
         [sys.executable, "-c", code], cwd=ROOT, start_new_session=True, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (130, f"script.py: {STOPPED}\n")
+
+
+def test_ctrl_c_while_importing(tmp_path):
+    """Here of PyTorch, by a module that comes first."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py"], env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "train.py: stopped\n")
 
 
 class Terminal(io.StringIO):

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 
 LIBRARIES = ("httpx", "httpx2", "datasets", "filelock", "accelerate", "torch", "huggingface_hub")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -79,6 +79,17 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as stop:
         print(f"{script}: {str(stop) or 'stopped: run the same command again'}", file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """As Python does, but Ctrl-C in a script that still imports its libraries, before `run`, needs no traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{os.path.basename(sys.argv[0])}: stopped", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _uncaught
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
