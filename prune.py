@@ -53,6 +53,7 @@ from utils.data import Data, collate, lengths, load_data, shuffled_batches
 from utils.devices import make_accelerator
 from utils.families import head_size_of, layer_shapes
 from utils.files import check_output_file, check_output_folder
+from utils.first_token import first_token_only
 from utils.importance import (
     GRADIENT_SCORES,
     Scores,
@@ -298,7 +299,8 @@ def distill(
     """Train a pruned model for an epoch towards `wanted`, the whole one's logits of train.txt, in place."""
 
     def row_losses(student, inputs, batch, rows):
-        logits = student(**inputs).logits.float()
+        with first_token_only(model):
+            logits = student(**inputs).logits.float()
         return logits_mse(logits, wanted[torch.as_tensor(rows)].to(logits.device))
 
     settings = Settings(lr=args.lr, epochs=1, batch_size=DISTILLATION_BATCH, measure="accuracy", seed=args.seed)
