@@ -1,5 +1,6 @@
 # make demo          the whole recipe on 10,070 movie reviews; QUICK=1: on 1,000 of them
-# make ladder DATA=data/NAME     the same on a data set of your own, into runs/NAME and results/NAME
+# make ladder DATA=data/NAME     the same on a data set of your own, into runs/NAME and results/NAME;
+#                    COLUMNS="--text_column=subject --label_column=queue" for CSV, JSON lines and Parquet
 # make test          the test suite
 # make test-slow     the tests that need the default encoder
 # make faults        kill, starve and mislead the scripts; print what was lost
@@ -15,6 +16,7 @@ DATA = data/movie-reviews-1000
 RUN = runs/demo-quick
 TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=32
 STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --epoch=3 --batch_size=32 --dropout=0
+PRUNED_OPTIONS = --kd_loss=mse --lr=2e-4 --epoch=2 --batch_size=32 --dropout=0
 else
 ifeq ($(origin DATA),command line)
 RUN = runs/$(notdir $(patsubst %/,%,$(DATA)))
@@ -24,6 +26,7 @@ RUN = runs/demo
 endif
 TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=64
 STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0
+PRUNED_OPTIONS = --kd_loss=mse --lr=2e-4 --epoch=3 --batch_size=64 --dropout=0
 endif
 
 ENCODER = embeddings/all-MiniLM-L6-v2
@@ -79,7 +82,7 @@ data/movie-reviews-1000/train.txt: | $(VENV)/installed
 	$(PYTHON) data/fetch.py movie-reviews --num_rows 1000
 
 $(DATA)/tokenized/meta.json: $(TRAIN) $(ENCODER)/model.safetensors
-	$(PYTHON) preprocess.py $(COMMON) --bert_model_name_or_path=$(ENCODER)
+	$(PYTHON) preprocess.py $(COMMON) --bert_model_name_or_path=$(ENCODER) $(COLUMNS)
 
 # A step's .done is made when it has ended, so a step that was stopped is run again, and continues.
 
@@ -107,7 +110,7 @@ $(RUN)/cut-%.done: $(RUN)/student.done
 
 $(RUN)/pruned-%.done: $(RUN)/cut-%.done
 	$(PYTHON) fastformers.py $(TEACHER) --bert_model_name_or_path=$(RUN)/cut-$* \
-		--bert_output_dir=$(RUN)/pruned-$* --save_path=$(RUN)/pruned-$*.pt $(STUDENT_OPTIONS)
+		--bert_output_dir=$(RUN)/pruned-$* --save_path=$(RUN)/pruned-$*.pt $(PRUNED_OPTIONS)
 	@touch $@
 
 $(RUN)/int8-%.done: $(RUN)/%.done
@@ -116,7 +119,7 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 	@touch $@
 
 $(RUN)/ladder.done: $(RUN)/int8-student.done $(RUN)/int8-pruned-0.5.done $(RUN)/int8-pruned-$(SMALL).done
-	$(PYTHON) report.py $(COMMON) --output_dir=$(RUN)/ladder \
+	$(PYTHON) report.py $(COMMON) $(COLUMNS) --output_dir=$(RUN)/ladder \
 		--rung "teacher, padded to n_ctx" pytorch_fixed $(RUN)/teacher \
 		--rung "+ dynamic length" pytorch $(RUN)/teacher \
 		--rung "+ distillation, 3 layers" pytorch $(RUN)/student \
