@@ -4,6 +4,7 @@
 #
 #     benchmarks/sst2.sh               # all rows: a day on 2 cores without bf16
 #     benchmarks/sst2.sh main          # the rows that are compared, 3 seeds each
+#     benchmarks/sst2.sh row mse 43    # one of them, of one seed
 #     benchmarks/sst2.sh augmented | ablations | table
 #
 # data/sst2 must hold train.txt, valid.txt and test.txt (data/README.md). A row whose scores are there is not done
@@ -86,13 +87,20 @@ row() { # teacher | mse | ... SEED: one row of the table
     soft-by-loss) distilled "$name" $start "$2" $STUDENT_OPTIONS --kd_loss=soft_cross_entropy --measure=loss ;;
     mse) distilled "$name" $start "$2" $STUDENT_OPTIONS ;;
     mse-then-labels)
-        row mse "$2"
-        local distilled_before=$RUN/mse-$2
-        if [ "$2" = 42 ]; then distilled_before=$RUN/student; fi
-        labels "$name" "$distilled_before" "$2" --lr=2e-5 --epoch=1 --batch_size=64
+        if [ "$2" = 42 ]; then
+            made student
+            start=$RUN/student
+        else
+            distilled "mse-$2" $start "$2" $STUDENT_OPTIONS
+            start=$RUN/mse-$2
+        fi
+        labels "$name" "$start" "$2" --lr=2e-5 --epoch=1 --batch_size=64
         ;;
     augmented) distilled "$name" $start "$2" $STUDENT_OPTIONS --augmented --epoch=2 --eval_steps=2000 ;;
-    *) return 1 ;;
+    *)
+        echo "benchmarks/sst2.sh: unknown row $1" >&2
+        exit 2
+        ;;
     esac
     scored "$name"
 }
@@ -155,6 +163,7 @@ case ${1:-all} in
 main) main_rows ;;
 augmented) augmented_rows ;;
 ablations) ablations ;;
+row) row "$2" "$3" ;;
 table) ;;
 all)
     main_rows
@@ -162,7 +171,7 @@ all)
     augmented_rows
     ;;
 *)
-    echo "benchmarks/sst2.sh: unknown rows $1: give main, ablations, augmented or table" >&2
+    echo "benchmarks/sst2.sh: unknown rows $1: give main, row, ablations, augmented or table" >&2
     exit 2
     ;;
 esac
