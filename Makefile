@@ -16,7 +16,6 @@ DATA = data/movie-reviews-1000
 RUN = runs/demo-quick
 TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=32
 STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --epoch=3 --batch_size=32 --dropout=0
-PRUNED_OPTIONS = --kd_loss=mse --lr=2e-4 --epoch=2 --batch_size=32 --dropout=0
 else
 ifeq ($(origin DATA),command line)
 RUN = runs/$(notdir $(patsubst %/,%,$(DATA)))
@@ -26,7 +25,6 @@ RUN = runs/demo
 endif
 TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=64
 STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0
-PRUNED_OPTIONS = --kd_loss=mse --lr=2e-4 --epoch=3 --batch_size=64 --dropout=0
 endif
 
 ENCODER = embeddings/all-MiniLM-L6-v2
@@ -34,7 +32,10 @@ CONFIG = configs/config-bert-cls.json
 COMMON = --config=$(CONFIG) --data_dir=$(DATA)
 TEACHER = $(COMMON) --teacher_config=$(CONFIG) \
 	--teacher_bert_model_name_or_path=$(RUN)/teacher --teacher_model_path=$(RUN)/teacher.pt
-SMALL = 0.2
+# What is left of the student, in two sizes; the larger one gets over it in 2 epochs.
+SHAPE_medium = --target_num_heads=6 --target_ffn_dim=768
+AGAIN_medium = --epoch=2
+SHAPE_small = --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=384
 
 .SECONDARY: # keeps what pattern rules make on the way
 .PHONY: demo ladder test test-slow faults lint
@@ -102,15 +103,15 @@ $(RUN)/student.done: $(RUN)/student-start.done
 		--bert_output_dir=$(RUN)/student --save_path=$(RUN)/student.pt $(STUDENT_OPTIONS)
 	@touch $@
 
-# The student cut to a share of its int8 graph's latency, such as 0.5, and distilled once more.
+# The student cut to one of the shapes above, and distilled once more.
 $(RUN)/cut-%.done: $(RUN)/student.done
 	$(PYTHON) prune.py $(COMMON) --bert_output_dir=$(RUN)/student --model_path=$(RUN)/student.pt \
-		--target_latency=$* --bert_output_dir_pruned=$(RUN)/cut-$* --save_path_pruned=$(RUN)/cut-$*.pt
+		$(SHAPE_$*) --bert_output_dir_pruned=$(RUN)/cut-$* --save_path_pruned=$(RUN)/cut-$*.pt
 	@touch $@
 
 $(RUN)/pruned-%.done: $(RUN)/cut-%.done
 	$(PYTHON) fastformers.py $(TEACHER) --bert_model_name_or_path=$(RUN)/cut-$* \
-		--bert_output_dir=$(RUN)/pruned-$* --save_path=$(RUN)/pruned-$*.pt $(PRUNED_OPTIONS)
+		--bert_output_dir=$(RUN)/pruned-$* --save_path=$(RUN)/pruned-$*.pt $(STUDENT_OPTIONS) $(AGAIN_$*)
 	@touch $@
 
 $(RUN)/int8-%.done: $(RUN)/%.done
@@ -118,15 +119,15 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 		--quantized_onnx_path=$(RUN)/$*.int8.onnx --output_dir=$(RUN)/models/$*
 	@touch $@
 
-$(RUN)/ladder.done: $(RUN)/int8-student.done $(RUN)/int8-pruned-0.5.done $(RUN)/int8-pruned-$(SMALL).done
+$(RUN)/ladder.done: $(RUN)/int8-student.done $(RUN)/int8-pruned-medium.done $(RUN)/int8-pruned-small.done
 	$(PYTHON) report.py $(COMMON) $(COLUMNS) --output_dir=$(RUN)/ladder \
 		--rung "teacher, padded to n_ctx" pytorch_fixed $(RUN)/teacher \
 		--rung "+ dynamic length" pytorch $(RUN)/teacher \
 		--rung "+ distillation, 3 layers" pytorch $(RUN)/student \
 		--rung "+ fused graph, int8" onnx $(RUN)/student.int8.onnx \
 		--rung "+ an instance a core" onnx_instances $(RUN)/student.int8.onnx \
-		--rung "+ pruned to 0.5 of its time" onnx_instances $(RUN)/pruned-0.5.int8.onnx \
-		--rung "+ pruned to $(SMALL) of its time" onnx_instances $(RUN)/pruned-$(SMALL).int8.onnx \
+		--rung "+ pruning, half of each layer" onnx_instances $(RUN)/pruned-medium.int8.onnx \
+		--rung "+ pruning, 2 small layers" onnx_instances $(RUN)/pruned-small.int8.onnx \
 		--rung "TF-IDF, logistic regression" linear - \
 		--rung "BERT-base, random, padded" bert_base - > $(RUN)/ladder.txt
 	@touch $@
