@@ -73,6 +73,23 @@ def test_labels_do_not_overlap(seed, tmp_path):
     ).read_bytes()
 
 
+def test_labels_keep_off_the_line():
+    """Of a ladder as they are: down the accuracy, to the left."""
+    accuracies = [0.899, 0.899, 0.898, 0.9006, 0.9006, 0.892, 0.884]
+    times = [30, 15, 8, 1.45, 1.06, 0.53, 0.17]
+    rungs = [
+        rung(f"+ step {i} of the ladder", [[ms] * 10]) | {"accuracy": accuracy}
+        for i, (ms, accuracy) in enumerate(zip(times, accuracies, strict=True))
+    ]
+    axes = ladder_figure(rungs).axes[0]
+    boxes = [Text.get_window_extent(label) for label in axes.texts]
+    assert len(boxes) == 7
+    corners = axes.transData.transform(list(zip(times, 100 * np.array(accuracies), strict=True)))
+    for start, end in itertools.pairwise(corners):
+        for part in np.linspace(0, 1, 200):
+            assert not any(box.contains(*(start + part * (end - start))) for box in boxes)
+
+
 def test_every_engine(trained):
     assert trained.quantize("--fp32", "--output_dir", str(trained.folder / "model"), source="teacher")[0] == 0
     options = []

@@ -1,5 +1,6 @@
 """Accuracy against latency, a point for every rung of a ladder."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -37,39 +38,62 @@ def ladder_figure(rungs: list[dict]) -> Figure:
     axes.set_ylabel("accuracy on the test set, %")
     axes.grid(alpha=0.3, which="both")
     axes.margins(x=0.25, y=0.25)
-    place_labels(figure, axes, [(rung["name"], rung["ms_a_row"], 100 * rung["accuracy"]) for rung in drawn])
+    line = [(rung["ms_a_row"], 100 * rung["accuracy"]) for rung in steps]
+    place_labels(figure, axes, [(rung["name"], rung["ms_a_row"], 100 * rung["accuracy"]) for rung in drawn], line)
     return figure
 
 
-def place_labels(figure: Figure, axes: Axes, points: list[tuple[str, float, float]]) -> list[Annotation]:
-    """Label each point (name, x, y) at the first place around it where the text meets nothing and stays inside."""
+def place_labels(
+    figure: Figure, axes: Axes, points: list[tuple[str, float, float]], line: list[tuple[float, float]]
+) -> list[Annotation]:
+    """Label each point (name, x, y) at the first place around it where the text meets nothing and stays inside.
+
+    Args:
+        line: the points (x, y) of a drawn line that no text is to meet.
+    """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer, inside = canvas.get_renderer(), axes.get_window_extent()
+    corners = [axes.transData.transform(corner) for corner in line]
+    on_line = [Bbox([at - 1, at + 1]) for start, end in pairwise(corners) for at in _along(start, end, 60)]
     taken = []
     for _, x, y in points:
         left, bottom = axes.transData.transform((x, y))
         taken.append(Bbox.from_bounds(left - 5, bottom - 5, 10, 10))
     labels = []
     for name, x, y in points:
-        for offset in OFFSETS:
-            label = axes.annotate(
-                name, (x, y), offset, textcoords="offset points", fontsize=9, color="#1f2933", va="center",
-                ha="center" if not offset[0] else "left" if offset[0] > 0 else "right",
-                arrowprops={"arrowstyle": "-", "color": "#9aa5b1", "linewidth": 0.8},
-            )  # fmt: skip
-            label.update_positions(renderer)
-            box = Text.get_window_extent(label, renderer).padded(1)  # of the text, without its line to the point
-            is_inside = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
-            if offset == OFFSETS[-1] or (is_inside and not any(box.overlaps(other) for other in taken)):
-                break
-            label.remove()
+        places = [_label(axes, renderer, name, x, y, offset) for offset in OFFSETS]
+        fits = [
+            inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1) and not box.count_overlaps(taken)
+            for _, box in places
+        ]
+        off_line = [fit and not box.count_overlaps(on_line) for fit, (_, box) in zip(fits, places, strict=True)]
+        # In a crowd on the line rather than on another label.
+        best = (off_line if any(off_line) else fits).index(True) if any(fits) else len(places) - 1
+        for i, (label, _) in enumerate(places):
+            if i != best:
+                label.remove()
+        label, box = places[best]
         # Other labels keep off this one's line to its point, too.
         start, end = axes.transData.transform((x, y)), np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
-        line = [start + share * (end - start) for share in np.linspace(0, 1, 12)]
-        taken += [box, *(Bbox([at - 1, at + 1]) for at in line)]
+        taken += [box, *(Bbox([at - 1, at + 1]) for at in _along(start, end, 12))]
         labels.append(label)
     return labels
+
+
+def _label(axes: Axes, renderer, name: str, x: float, y: float, offset: tuple[int, int]) -> tuple[Annotation, Bbox]:
+    """A label at an offset from its point, and the box of its text, without its line to the point."""
+    label = axes.annotate(
+        name, (x, y), offset, textcoords="offset points", fontsize=9, color="#1f2933", va="center",
+        ha="center" if not offset[0] else "left" if offset[0] > 0 else "right",
+        arrowprops={"arrowstyle": "-", "color": "#9aa5b1", "linewidth": 0.8},
+    )  # fmt: skip
+    label.update_positions(renderer)
+    return label, Text.get_window_extent(label, renderer).padded(1)
+
+
+def _along(start: np.ndarray, end: np.ndarray, count: int) -> list[np.ndarray]:
+    return [start + share * (end - start) for share in np.linspace(0, 1, count)]
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> None:
