@@ -60,25 +60,36 @@ def place_labels(
     for _, x, y in points:
         left, bottom = axes.transData.transform((x, y))
         taken.append(Bbox.from_bounds(left - 5, bottom - 5, 10, 10))
-    labels = []
+    labels: list[Annotation] = []
+    texts: list[Bbox] = []
     for name, x, y in points:
         places = [_label(axes, renderer, name, x, y, offset) for offset in OFFSETS]
-        fits = [
-            inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1) and not box.count_overlaps(taken)
+        point = axes.transData.transform((x, y))
+        # In a crowd on the ladder's line, or with a line across another label, rather than on a label.
+        virtues = [
+            (
+                inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1) and not box.count_overlaps(taken),
+                not any(dot.count_overlaps(texts) for dot in _leader(point, box)),
+                not box.count_overlaps(on_line),
+            )
             for _, box in places
         ]
-        off_line = [fit and not box.count_overlaps(on_line) for fit, (_, box) in zip(fits, places, strict=True)]
-        # In a crowd on the line rather than on another label.
-        best = (off_line if any(off_line) else fits).index(True) if any(fits) else len(places) - 1
+        best = virtues.index(max(virtues))
         for i, (label, _) in enumerate(places):
             if i != best:
                 label.remove()
         label, box = places[best]
         # Other labels keep off this one's line to its point, too.
-        start, end = axes.transData.transform((x, y)), np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
-        taken += [box, *(Bbox([at - 1, at + 1]) for at in _along(start, end, 12))]
+        taken += [box, *_leader(point, box)]
+        texts.append(box)
         labels.append(label)
     return labels
+
+
+def _leader(point: np.ndarray, box: Bbox) -> list[Bbox]:
+    """The line from a point to its label's text, as dots."""
+    middle = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+    return [Bbox([at - 1, at + 1]) for at in _along(point, middle, 12)]
 
 
 def _label(axes: Axes, renderer, name: str, x: float, y: float, offset: tuple[int, int]) -> tuple[Annotation, Bbox]:
