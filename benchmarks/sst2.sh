@@ -20,8 +20,8 @@ STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0"
 LABEL_OPTIONS="--lr=1e-4 --epoch=3 --batch_size=64"
 SHORT_OPTIONS="--lr=2e-4 --epoch=2 --batch_size=64" # of ablations, their own base row included
 
-made() { # make TARGET as `make ladder` does
-    make --no-print-directory "$RUN/$1.done" DATA=$DATA TEACHER_OPTIONS="$TEACHER_OPTIONS" STUDENT_OPTIONS="$STUDENT_OPTIONS"
+made() { # make TARGET as `make ladder` does; augmented rows, which make meta.json newer, are no reason to do it again
+    make --no-print-directory -o $DATA/tokenized/meta.json "$RUN/$1.done" DATA=$DATA TEACHER_OPTIONS="$TEACHER_OPTIONS" STUDENT_OPTIONS="$STUDENT_OPTIONS"
 }
 
 once() { # NAME COMMAND...: run it unless it has ended before
@@ -137,7 +137,7 @@ augmented_rows() {
     local seed
     # Apart, as augmented rows are part of what a data set is, and would make the other runs others.
     [ -e $DATA/augmented.txt ] || $PYTHON augment_data.py --data_dir=$DATA --bert_model_name_or_path=$ENCODER --n_iter=20
-    $PYTHON preprocess.py $COMMON --bert_model_name_or_path=$ENCODER
+    [ -e $DATA/tokenized/augmented.arrow ] || $PYTHON preprocess.py $COMMON --bert_model_name_or_path=$ENCODER
     for seed in $SEEDS; do row augmented "$seed"; done
 }
 
