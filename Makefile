@@ -1,6 +1,7 @@
 # make demo          the whole recipe on 10,070 movie reviews; QUICK=1: on 1,000 of them
 # make ladder DATA=data/NAME     the same on a data set of your own, into runs/NAME and results/NAME;
-#                    COLUMNS="--text_column=subject --label_column=queue" for CSV, JSON lines and Parquet
+#                    COLUMNS="--text_column=subject --label_column=queue" for CSV, JSON lines and Parquet;
+#                    AUGMENT=6 for as many variants of each row, from which the pruned models learn, too
 # make test          the test suite
 # make test-slow     the tests that need the default encoder
 # make faults        kill, starve and mislead the scripts; print what was lost
@@ -36,6 +37,11 @@ TEACHER = $(COMMON) --teacher_config=$(CONFIG) \
 SHAPE_medium = --target_num_heads=6 --target_ffn_dim=768
 AGAIN_medium = --epoch=2
 SHAPE_small = --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=384
+ifdef AUGMENT
+AUGMENTED = $(DATA)/augmented.txt
+AGAIN_medium = --augmented --epoch=1
+AGAIN_small = --augmented --epoch=2
+endif
 
 .SECONDARY: # keeps what pattern rules make on the way
 .PHONY: demo ladder test test-slow faults lint
@@ -82,7 +88,10 @@ data/movie-reviews/train.txt: | $(VENV)/installed
 data/movie-reviews-1000/train.txt: | $(VENV)/installed
 	$(PYTHON) data/fetch.py movie-reviews --num_rows 1000
 
-$(DATA)/tokenized/meta.json: $(TRAIN) $(ENCODER)/model.safetensors
+$(DATA)/augmented.txt: $(TRAIN) $(ENCODER)/model.safetensors
+	$(PYTHON) augment_data.py --data_dir=$(DATA) --bert_model_name_or_path=$(ENCODER) --n_iter=$(AUGMENT) $(COLUMNS)
+
+$(DATA)/tokenized/meta.json: $(TRAIN) $(AUGMENTED) $(ENCODER)/model.safetensors
 	$(PYTHON) preprocess.py $(COMMON) --bert_model_name_or_path=$(ENCODER) $(COLUMNS)
 
 # A step's .done is made when it has ended, so a step that was stopped is run again, and continues.

@@ -43,7 +43,7 @@ from utils.distillation import Weights, add_projection, distillation_losses, pai
 from utils.files import check_output_file, check_output_folder
 from utils.labelling import teacher_logits
 from utils.losses import KD_LOSSES
-from utils.model import load_model, save_checkpoint, set_dropout
+from utils.model import freeze_embeddings, load_model, save_checkpoint, set_dropout
 from utils.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
 from utils.scalars import scalars_into
 from utils.scoring import score
@@ -106,6 +106,8 @@ def main() -> None:
     student = load_model(args.bert_model_name_or_path, flag, config, data.labels, attention=attention, new_head=True)
     if args.dropout is not None:
         set_dropout(student, args.dropout)
+    if args.freeze_embeddings:
+        freeze_embeddings(student)
     weights = Weights(
         args.kd_loss, args.temperature, args.label_ratio, args.state_loss_ratio, args.state_loss, args.state_layers,
         args.att_loss_ratio, args.relation_loss_ratio,

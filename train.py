@@ -34,7 +34,7 @@ from utils.data import load_data
 from utils.devices import make_accelerator
 from utils.files import check_output_file, check_output_folder
 from utils.first_token import first_token_only
-from utils.model import load_model, save_checkpoint
+from utils.model import freeze_embeddings, load_model, save_checkpoint
 from utils.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
 from utils.scalars import scalars_into
 from utils.training import train
@@ -62,6 +62,8 @@ def main() -> None:
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
     set_seed(args.seed)  # before a new classifier draws its weights
     model = load_model(args.bert_model_name_or_path, "--bert_model_name_or_path", config, data.labels, new_head=True)
+    if args.freeze_embeddings:
+        freeze_embeddings(model)
     check_output_folder(args.bert_output_dir, "--bert_output_dir")
     check_output_file(args.save_path, "--save_path")
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILY_NAMES
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from utils.checkpoint import load_tokenizer
@@ -13,7 +14,7 @@ from utils.config import load_config
 from utils.data import collate, load_data
 from utils.engines import onnx_engine, pytorch_engine
 from utils.families import layer_shapes
-from utils.model import load_model
+from utils.model import freeze_embeddings, load_model
 
 
 def succeeded(result: tuple[int, str]) -> str:
@@ -121,3 +122,21 @@ def test_sentence_pairs(project):
     assert np.abs(torch_logits - pytorch_engine(
         load_model(str(steps.folder / "teacher"), "--flag", config, data.labels)
     )(batch | {"token_type_ids": 0 * batch["token_type_ids"]})).max() > 1e-3  # fmt: skip
+
+
+@pytest.mark.parametrize("model", FAMILY_NAMES, indirect=True)
+def test_all_embeddings_can_be_frozen(model):
+    freeze_embeddings(model)
+    frozen = {name for name, weights in model.named_parameters() if not weights.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if ".embeddings." in name}
+    assert any("word_embeddings" in name for name in frozen)
+
+
+def test_training_leaves_frozen_embeddings_as_they_are(trained):
+    start = {f"bert.{key}": value for key, value in load_file(f"{trained.encoder}/model.safetensors").items()}
+    succeeded(trained.train("--freeze_embeddings", out="frozen"))
+    succeeded(trained.distill("--freeze_embeddings", "--epoch=2"))
+    for name in ("frozen", "student"):
+        found = load_file(trained.folder / name / "model.safetensors")
+        same = {key for key, weights in found.items() if key in start and torch.equal(weights, start[key])}
+        assert same == {key for key in found if ".embeddings." in key}, name

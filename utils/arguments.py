@@ -105,6 +105,10 @@ def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
     )  # fmt: skip
     group.add_argument("--warmup_ratio", type=share, default=0.1, help="share of the steps in which --lr is reached")
     group.add_argument("--weight_decay", type=ratio, default=0.01, help="of weight matrices, AdamW's")
+    group.add_argument(
+        "--freeze_embeddings", action="store_true",
+        help="train all but the embeddings: less is learnt by heart, and a step takes less time",
+    )  # fmt: skip
     group.add_argument("--max_grad_norm", type=positive_float, default=1.0, help="longer gradients are clipped to it")
     group.add_argument(
         "--measure", choices=["loss", "accuracy"], default="accuracy", help="what picks the best model on valid.txt"

@@ -109,6 +109,11 @@ def set_dropout(model: PreTrainedModel, probability: float) -> None:
             module.p = probability
 
 
+def freeze_embeddings(model: PreTrainedModel) -> None:
+    """Keep all embeddings, and their layer norm, as they are while the model trains."""
+    model.get_submodule(family_of(model).embeddings).requires_grad_(False)
+
+
 def model_inputs(model: PreTrainedModel, batch: dict) -> dict:
     """The entries of a batch that this model's forward takes, as tensors on its device."""
     names = ["input_ids", "attention_mask"] + (["token_type_ids"] if takes_token_types(model) else [])

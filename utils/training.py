@@ -210,8 +210,8 @@ def _epoch_batches(row_lengths: np.ndarray, settings: Settings, epoch: int, proc
 
 def _parameter_groups(model: PreTrainedModel, settings: Settings) -> list[dict]:
     # Biases and layer norms are not decayed (Devlin et al. 2019). A schedule that starts late wants the initial rate.
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
     return [
         {"params": decayed, "weight_decay": settings.weight_decay, "initial_lr": settings.lr},
         {"params": others, "weight_decay": 0.0, "initial_lr": settings.lr},
