@@ -12,17 +12,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-DATA=data/sst2 RUN=runs/sst2 ROWS=results/sst2/accuracy ENCODER=embeddings/all-MiniLM-L6-v2
+DATA=data/sst2 RUN=runs/sst2-rows ROWS=results/sst2/accuracy ENCODER=embeddings/all-MiniLM-L6-v2
 PYTHON=.venv/bin/python SEEDS="42 43 44"
 COMMON="--config=configs/config-bert-cls.json --data_dir=$DATA"
-TEACHER_OPTIONS="--lr=1e-4 --epoch=1 --batch_size=32 --eval_steps=500"
-STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0"
-LABEL_OPTIONS="--lr=1e-4 --epoch=3 --batch_size=64"
+TEACHER_OPTIONS="--lr=1e-4 --epoch=2 --batch_size=32 --freeze_embeddings --eval_steps=500"
+STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0 --freeze_embeddings"
+LABEL_OPTIONS="--lr=1e-4 --epoch=3 --batch_size=64 --freeze_embeddings"
 SHORT_OPTIONS="--lr=2e-4 --epoch=2 --batch_size=64" # of ablations, their own base row included
-
-made() { # make TARGET as `make ladder` does; augmented rows, which make meta.json newer, are no reason to do it again
-    make --no-print-directory -o $DATA/tokenized/meta.json "$RUN/$1.done" DATA=$DATA TEACHER_OPTIONS="$TEACHER_OPTIONS" STUDENT_OPTIONS="$STUDENT_OPTIONS"
-}
 
 once() { # NAME COMMAND...: run it unless it has ended before
     local name=$1
@@ -30,11 +26,11 @@ once() { # NAME COMMAND...: run it unless it has ended before
     [ -e "$RUN/$name.done" ] || { "$@" && touch "$RUN/$name.done"; }
 }
 
-scored() { # ROW-SEED [NAME]: accuracy of the checkpoint NAME on valid.txt and test.txt
-    local row=$1 name=${2:-$1} split
+scored() { # NAME: accuracy of that checkpoint on valid.txt and test.txt
+    local split
     for split in valid test; do
-        [ -e "$ROWS/$row.$split.json" ] || $PYTHON evaluate.py $COMMON --bert_output_dir="$RUN/$name" \
-            --model_path="$RUN/$name.pt" --split=$split --batch_size=32 --output_json="$ROWS/$row.$split.json"
+        [ -e "$ROWS/$1.$split.json" ] || $PYTHON evaluate.py $COMMON --bert_output_dir="$RUN/$1" \
+            --model_path="$RUN/$1.pt" --split=$split --batch_size=32 --output_json="$ROWS/$1.$split.json"
     done
 }
 
@@ -47,12 +43,13 @@ labels() { # NAME START SEED OPTIONS...: trained on the labels
         --save_path="$RUN/$name.pt" --seed="$seed" "$@"
 }
 
+teacher() { labels "teacher-$1" $ENCODER "$1" $TEACHER_OPTIONS; }
+
 distilled() { # NAME START SEED OPTIONS...: from the teacher of seed 42
-    local name=$1 start=$2 seed=$3
+    local name=$1 start=$2 seed=$3 teacher=$RUN/teacher-42
     shift 3
-    made teacher
     once "$name" $PYTHON fastformers.py $COMMON --teacher_config=configs/config-bert-cls.json \
-        --teacher_bert_model_name_or_path=$RUN/teacher --teacher_model_path=$RUN/teacher.pt \
+        --teacher_bert_model_name_or_path=$teacher --teacher_model_path=$teacher.pt \
         --bert_model_name_or_path="$start" --bert_output_dir="$RUN/$name" --save_path="$RUN/$name.pt" \
         --seed="$seed" "$@"
 }
@@ -61,24 +58,17 @@ start_from() { # NAME CHECKPOINT LAYERS: some of a checkpoint's layers
     once "$1" $PYTHON prune.py $COMMON --bert_output_dir="$2" --keep_layers="$3" --bert_output_dir_pruned="$RUN/$1"
 }
 
+student_start() { # half of the layers of the teacher of seed 42
+    teacher 42
+    start_from student-start $RUN/teacher-42 1,3,5
+}
+
 row() { # teacher | mse | ... SEED: one row of the table
     local name=$1-$2 start=$RUN/student-start
     if done_before "$name"; then return; fi
-    case $1-$2 in # these two are those of `make ladder`
-    teacher-42)
-        made teacher
-        scored "$name" teacher
-        return
-        ;;
-    mse-42)
-        made student
-        scored "$name" student
-        return
-        ;;
-    esac
-    if [ "$1" != teacher ]; then made student-start; fi
+    case $1 in teacher | labels) ;; *) student_start ;; esac
     case $1 in
-    teacher) labels "$name" $ENCODER "$2" $TEACHER_OPTIONS ;;
+    teacher) teacher "$2" ;;
     labels)
         start_from encoder-start $ENCODER 1,3,5
         labels "$name" $RUN/encoder-start "$2" $LABEL_OPTIONS
@@ -87,14 +77,8 @@ row() { # teacher | mse | ... SEED: one row of the table
     soft-by-loss) distilled "$name" $start "$2" $STUDENT_OPTIONS --kd_loss=soft_cross_entropy --measure=loss ;;
     mse) distilled "$name" $start "$2" $STUDENT_OPTIONS ;;
     mse-then-labels)
-        if [ "$2" = 42 ]; then
-            made student
-            start=$RUN/student
-        else
-            distilled "mse-$2" $start "$2" $STUDENT_OPTIONS
-            start=$RUN/mse-$2
-        fi
-        labels "$name" "$start" "$2" --lr=2e-5 --epoch=1 --batch_size=64
+        distilled "mse-$2" $start "$2" $STUDENT_OPTIONS
+        labels "$name" "$RUN/mse-$2" "$2" --lr=2e-5 --epoch=1 --batch_size=64 --freeze_embeddings
         ;;
     augmented) distilled "$name" $start "$2" $STUDENT_OPTIONS --augmented --epoch=2 --eval_steps=2000 ;;
     *)
@@ -109,11 +93,11 @@ ablation() { # NAME OPTIONS...: 2 epochs, seed 42, against the row "short"
     local name=$1 start=$RUN/student-start
     shift
     if done_before "$name-42"; then return; fi
-    made student-start
+    student_start
     case $name in
     layers-*)
         local layers=${name#layers-}
-        start_from "start-$layers" $RUN/teacher "${layers//./,}"
+        start_from "start-$layers" $RUN/teacher-42 "${layers//./,}"
         start=$RUN/start-$layers
         ;;
     untuned)
@@ -135,14 +119,12 @@ main_rows() {
 
 augmented_rows() {
     local seed
-    # Apart, as augmented rows are part of what a data set is, and would make the other runs others.
-    [ -e $DATA/augmented.txt ] || $PYTHON augment_data.py --data_dir=$DATA --bert_model_name_or_path=$ENCODER --n_iter=20
-    [ -e $DATA/tokenized/augmented.arrow ] || $PYTHON preprocess.py $COMMON --bert_model_name_or_path=$ENCODER
     for seed in $SEEDS; do row augmented "$seed"; done
 }
 
 ablations() {
     ablation short --kd_loss=mse --dropout=0
+    ablation frozen --kd_loss=mse --dropout=0 --freeze_embeddings
     ablation dropout --kd_loss=mse
     ablation soft-1 --dropout=0
     ablation soft-4 --dropout=0 --temperature=4
@@ -158,7 +140,9 @@ ablations() {
 table() { $PYTHON -m benchmarks.sst2_table; }
 
 mkdir -p $RUN $ROWS
-[ -e $DATA/tokenized/meta.json ] || $PYTHON preprocess.py $COMMON --bert_model_name_or_path=$ENCODER
+# First of all, as rows that come to a data set later make an unfinished run another one.
+[ -e $DATA/augmented.txt ] || $PYTHON augment_data.py --data_dir=$DATA --bert_model_name_or_path=$ENCODER --n_iter=6
+[ -e $DATA/tokenized/augmented.arrow ] || $PYTHON preprocess.py $COMMON --bert_model_name_or_path=$ENCODER
 case ${1:-all} in
 main) main_rows ;;
 augmented) augmented_rows ;;
