@@ -13,7 +13,7 @@ from utils.engines import pytorch_engine
 from utils.families import FAMILIES
 from utils.narrow import narrow_layer
 from utils.onnx_export import export_plain, quantize_plain, save_graphs, to_fp16
-from utils.onnx_graph import EMBEDDINGS, build_graph
+from utils.onnx_graph import WORDS, build_graph
 from utils.quantization import CANDIDATES, FFN_OUTPUT, Recipe, calibrate, compare_logits, quantize_int8
 from utils.runtime import load_session, run_session
 
@@ -179,8 +179,7 @@ def test_weights_use_their_bits(recipe, bits):
     weights = {w.name: numpy_helper.to_array(w) for w in graph.initializer}
     largest = {name: int(np.abs(array).max()) for name, array in weights.items() if array.dtype == np.int8}
     # Embeddings are only looked up: always 8 bits.
-    for table in EMBEDDINGS:
-        assert (largest.pop(f"{table}.int8", None) == 127) == recipe.int8_embeddings
+    assert (largest.pop(f"{WORDS}.int8", None) == 127) == recipe.int8_embeddings
     assert len(largest) == 3 * 4 + 2 and set(largest.values()) == {2 ** (bits - 1) - 1}
     assert weights["layer.0.ffn_input.weight.scale"].shape == ((48,) if recipe.per_channel else ())
 

@@ -23,7 +23,7 @@ from utils.families import Family, family_of, head_size_of, layers_of, takes_tok
 # Opset and IR version old enough for the onnxruntime releases of the last years, in any language.
 OPSET, IR_VERSION = 17, 8
 MICROSOFT = "com.microsoft"
-EMBEDDINGS = WORDS, POSITIONS = "word.weight", "position.weight"
+WORDS = "word.weight"
 
 # A layer's entries in the table of families.
 LAYER_PARTS = (
@@ -138,11 +138,11 @@ def _embeddings(graph: _Graph, model: PreTrainedModel, family: Family) -> str:
         position = position - embeddings.token_type_embeddings.weight[0]
     if family.positions_follow_padding:
         positions = _positions_after_padding(graph, embeddings.padding_idx)
-        skip = graph.node("Gather", [graph.weight(position, POSITIONS), positions], "position")
+        skip = graph.node("Gather", [graph.weight(position, "position.weight"), positions], "position")
     else:
         start, axis = (graph.weight(np.array([i]), f"position.{name}") for i, name in ((0, "start"), (1, "axis")))
         length = graph.node("Shape", ["input_ids"], "position.length", start=1, end=2)
-        skip = graph.node("Slice", [graph.weight(position[None], POSITIONS), start, length, axis], "position")
+        skip = graph.node("Slice", [graph.weight(position[None], "position.weight"), start, length, axis], "position")
     if takes_token_types(model):
         types = graph.weight(-embeddings.token_type_embeddings.weight, "token_type.weight")
         types = graph.node("Gather", [types, "token_type_ids"], "token_type")

@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from utils.engines import Engine
-from utils.onnx_graph import EMBEDDINGS, MICROSOFT
+from utils.onnx_graph import MICROSOFT, WORDS
 
 # Bits of a weight. Without VNNI, AVX2 sums pairs of products of an 8-bit activation and an 8-bit weight in 16 bits,
 # which saturates; with one bit less it cannot.
@@ -89,8 +89,8 @@ def quantize_int8(
 ) -> onnx.ModelProto:
     """The int8 version of a graph that `utils.onnx_graph.build_graph` made.
 
-    Quantizes the projections, the feed-forward layers, word and position embeddings (a scale a row); layer norms,
-    attention itself and the classifier's last layer stay fp32.
+    Quantizes the projections, the feed-forward layers and the word embeddings (a scale a row); the other embeddings,
+    which are few, layer norms, attention itself and the classifier's last layer stay fp32.
 
     Args:
         bits: of a weight: a value of `WEIGHT_BITS`.
@@ -108,7 +108,7 @@ def quantize_int8(
             pass  # its bias went into the product
         elif node.op_type == "Attention":
             writer.attention(node)
-        elif node.op_type in ("Gather", "Slice") and node.input[0] in EMBEDDINGS and recipe.int8_embeddings:
+        elif node.op_type == "Gather" and node.input[0] == WORDS and recipe.int8_embeddings:
             writer.embedding(node)
         elif node.op_type == "Gelu" and recipe.tanh_gelu:
             writer.nodes.append(helper.make_node("FastGelu", node.input, node.output, name=node.name, domain=MICROSOFT))
@@ -190,14 +190,14 @@ class _Writer:
 
     def embedding(self, node: onnx.NodeProto) -> None:
         """Look up int8 rows and their scales: a quarter of the file, for the price of one multiplication."""
-        table, *which = node.input
+        table, ids = node.input
         values, scale = _rounded(numpy_helper.to_array(self.weights.pop(table)), axis=-1, bits=8)
         values_name, scale_name = self.constant(values, f"{table}.int8"), self.constant(scale, f"{table}.scale")
         rows, floats, scales = (f"{node.name}.{part}" for part in ("rows", "float", "scale"))
         self.nodes += [
-            helper.make_node(node.op_type, [values_name, *which], [rows], name=rows),
+            helper.make_node("Gather", [values_name, ids], [rows], name=rows),
             helper.make_node("Cast", [rows], [floats], name=floats, to=TensorProto.FLOAT),
-            helper.make_node(node.op_type, [scale_name, *which], [scales], name=scales),
+            helper.make_node("Gather", [scale_name, ids], [scales], name=scales),
             helper.make_node("Mul", [floats, scales], node.output, name=node.name),
         ]
 
