@@ -125,7 +125,7 @@ $(RUN)/pruned-%.done: $(RUN)/cut-%.done
 
 $(RUN)/int8-%.done: $(RUN)/%.done
 	$(PYTHON) quantize.py $(COMMON) --bert_output_dir=$(RUN)/$* --model_path=$(RUN)/$*.pt \
-		--quantized_onnx_path=$(RUN)/$*.int8.onnx --output_dir=$(RUN)/models/$*
+		--output_dir=$(RUN)/models/$*
 	@touch $@
 
 $(RUN)/ladder.done: $(RUN)/int8-student.done $(RUN)/int8-pruned-medium.done $(RUN)/int8-pruned-small.done
@@ -133,10 +133,10 @@ $(RUN)/ladder.done: $(RUN)/int8-student.done $(RUN)/int8-pruned-medium.done $(RU
 		--rung "teacher, padded to n_ctx" pytorch_fixed $(RUN)/teacher \
 		--rung "+ dynamic length" pytorch $(RUN)/teacher \
 		--rung "+ distillation, 3 layers" pytorch $(RUN)/student \
-		--rung "+ fused graph, int8" onnx $(RUN)/student.int8.onnx \
-		--rung "+ an instance a core" onnx_instances $(RUN)/student.int8.onnx \
-		--rung "+ pruning, half of each layer" onnx_instances $(RUN)/pruned-medium.int8.onnx \
-		--rung "+ pruning, 2 small layers" onnx_instances $(RUN)/pruned-small.int8.onnx \
+		--rung "+ fused graph, int8" onnx $(RUN)/models/student \
+		--rung "+ an instance a core" onnx_instances $(RUN)/models/student \
+		--rung "+ pruning, half of each layer" onnx_instances $(RUN)/models/pruned-medium \
+		--rung "+ pruning, 2 small layers" onnx_instances $(RUN)/models/pruned-small \
 		--rung "TF-IDF, logistic regression" linear - \
 		--rung "BERT-base, random, padded" bert_base - > $(RUN)/ladder.txt
 	@touch $@

@@ -32,7 +32,7 @@ from utils.cli import UserError, run
 from utils.config import Config, load_config
 from utils.data import batches_by_length, collate, lengths, load_data, row_labels
 from utils.devices import choose_device
-from utils.engines import Engine, onnx_engine, open_pytorch
+from utils.engines import Engine, graph_size, onnx_engine, open_pytorch
 from utils.files import check_output_file, write_json
 from utils.instances import allowed_cores, serve
 from utils.machine import describe_machine
@@ -128,8 +128,10 @@ def measure(
 
 
 def model_bytes(args: argparse.Namespace) -> int:
-    """Size of the file that holds the weights."""
-    return os.path.getsize(args.onnx_path or args.model_path or Path(args.bert_output_dir) / "model.safetensors")
+    """Size of the model's weights on disk."""
+    if args.onnx_path:
+        return graph_size(args.onnx_path)[1]
+    return os.path.getsize(args.model_path or Path(args.bert_output_dir) / "model.safetensors")
 
 
 def log_result(result: dict) -> None:

@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 COMPARED_ROWS, CALIBRATION_ROWS = 128, 256
 PADDED_BATCH = 8
 MAX_FP32_DIFFERENCE = 1e-4
-EQUAL = 1.1  # times the fastest's latency, or the smallest's size
+EQUAL = 1.05  # times the fastest's latency, or the smallest's size
 
 Graphs = dict[str, onnx.ModelProto]  # GRAPH and, where fused, UNPADDED_GRAPH
 

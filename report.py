@@ -4,16 +4,16 @@
         --rung "teacher, padded to n_ctx" pytorch_fixed runs/demo/teacher \\
         --rung "+ own length" pytorch runs/demo/teacher \\
         --rung "+ distillation" pytorch runs/demo/student \\
-        --rung "+ graph, int8" onnx runs/demo/student.int8.onnx \\
-        --rung "+ 2 instances" onnx_instances runs/demo/student.int8.onnx \\
+        --rung "+ graph, int8" onnx runs/demo/models/student \\
+        --rung "+ 2 instances" onnx_instances runs/demo/models/student \\
         --rung "BERT-base's shape" bert_base - --rung "TF-IDF + logistic regression" linear -
 
 A rung is a name, an engine and a path. Engines: pytorch and pytorch_fixed (every row padded to n_ctx, the naive way)
-run a checkpoint folder; onnx runs a file that quantize.py wrote; onnx_instances runs it in as many processes of one
-thread as there are --num_threads, and its speed is that of all together. Two are no steps of the ladder, and their path
-is -: bert_base, 12 layers of 768, padded to n_ctx, is the paper's baseline (its weights are random, which its time does
-not depend on, and it runs every 20th row); linear is scikit-learn's TF-IDF and logistic regression from text to label,
-what a student must beat to be worth it.
+run a checkpoint folder; onnx runs a file or a folder that quantize.py wrote, of a folder the graph for single rows;
+onnx_instances runs it in as many processes of one thread as there are --num_threads, and its speed is that of all
+together. Two are no steps of the ladder, and their path is -: bert_base, 12 layers of 768, padded to n_ctx, is the
+paper's baseline (its weights are random, which its time does not depend on, and it runs every 20th row); linear is
+scikit-learn's TF-IDF and logistic regression from text to label, what a student must beat to be worth it.
 
 Every rung classifies the rows of test.txt one at a time, and they take turns every 100 rows, so that a noisy machine is
 unfair to none; the range is that of the turns. Into --output_dir go ladder.json, ladder.md, ladder.png and ladder.svg.
@@ -29,7 +29,6 @@ from pathlib import Path
 import utils.environment  # isort: skip  # noqa: F401
 
 import numpy as np
-import onnx
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -48,13 +47,14 @@ from utils.checkpoint import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import Config, load_config
 from utils.data import Data, collate, load_data, row_labels
-from utils.engines import onnx_engine, pytorch_engine
+from utils.engines import graph_size, onnx_engine, pytorch_engine
 from utils.files import atomic_file, check_output_folder, write_json
 from utils.instances import serve
 from utils.ladder import compared, markdown_table, measured_rung, text_table
 from utils.machine import describe_machine
 from utils.model import load_model
 from utils.picture import ladder_figure, save_figure
+from utils.runtime import GRAPH, UNPADDED_GRAPH
 from utils.texts import read_rows, split_path
 from utils.timing import timed_in_turns
 
@@ -100,6 +100,14 @@ def open_linear(args: argparse.Namespace, data: Data) -> dict:
     }  # fmt: skip
 
 
+def single_row_graph(path: str) -> Path:
+    """The ONNX file that runs single rows: of a folder that quantize.py wrote, or the file itself."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return folder
+    return folder / (UNPADDED_GRAPH if (folder / UNPADDED_GRAPH).is_file() else GRAPH)
+
+
 def open_rung(engine: str, path: str, args: argparse.Namespace, config: Config, data: Data, pad_token_id: int) -> dict:
     """What runs a rung (`run`, from what `make_input` makes of a row's number to logits), its parameters and bytes.
 
@@ -111,10 +119,9 @@ def open_rung(engine: str, path: str, args: argparse.Namespace, config: Config, 
         return collate(data.splits["test"], np.array([row]), pad_token_id, width)
 
     if engine in ("onnx", "onnx_instances"):
-        session = onnx_engine(path, args.num_threads, len(data.labels))
-        graph = onnx.load(path, load_external_data=False).graph
-        parameters = sum(int(np.prod(weight.dims)) for weight in graph.initializer)
-        return {"run": session, "make_input": batch, "parameters": parameters, "model_bytes": os.path.getsize(path)}
+        session = onnx_engine(single_row_graph(path), args.num_threads, len(data.labels))
+        parameters, model_bytes = graph_size(single_row_graph(path))
+        return {"run": session, "make_input": batch, "parameters": parameters, "model_bytes": model_bytes}
     if engine in ("pytorch", "pytorch_fixed"):
         model = load_model(path, "--rung", config, data.labels)
         width = config.n_ctx if engine == "pytorch_fixed" else None
@@ -151,7 +158,7 @@ def measure(opened: list[dict], engines: list[str], paths: list[str], data: Data
     for i, engine in enumerate(engines):
         if engine == "onnx_instances":
             batches = [inputs[i](row) for row in range(num_rows)]
-            open_one = partial(onnx_engine, paths[i], 1, len(data.labels))
+            open_one = partial(onnx_engine, single_row_graph(paths[i]), 1, len(data.labels))
             served = [serve(open_one, batches, WARMUP, num_threads, 1) for _ in range(SERVED)]
             found[i] |= {"milliseconds": [each[1] for each in served], "seconds": [each[2] for each in served]}
         if engine == "bert_base":

@@ -173,7 +173,7 @@ def test_every_block(folder):
     for name in [
         "runs/sst2/teacher.pt",
         "runs/sst2/labels/model.safetensors",
-        "runs/sst2/pruned-small.int8.onnx",
+        "model/model.unpadded.onnx",
         "runs/tickets/model/model.onnx",
     ]:
         assert (folder.path / name).is_file()

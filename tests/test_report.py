@@ -96,6 +96,7 @@ def test_every_engine(trained):
     for name, engine, path in [
         ("padded", "pytorch_fixed", "teacher"), ("own length", "pytorch", "teacher"),
         ("graph", "onnx", "teacher.int8.onnx"), ("instances", "onnx_instances", "teacher.int8.onnx"),
+        ("folder", "onnx", "model"), ("its instances", "onnx_instances", "model"),
         ("TF-IDF", "linear", "-"), ("BERT-base", "bert_base", "-"),
     ]:  # fmt: skip
         options += ["--rung", name, engine, str(trained.folder / path) if path != "-" else path]
@@ -108,6 +109,10 @@ def test_every_engine(trained):
     expected = json.loads((trained.folder / "result.json").read_text())["accuracy"]
     assert rungs["padded"]["accuracy"] == rungs["own length"]["accuracy"] == expected
     assert rungs["graph"]["accuracy"] == rungs["instances"]["accuracy"]
+    # fp32, so exact, and as large as the checkpoint.
+    for name in ("folder", "its instances"):
+        assert rungs[name]["accuracy"] == expected
+        assert rungs[name]["model_bytes"] == pytest.approx(rungs["padded"]["model_bytes"], rel=0.2)
     # The label depends on single words.
     assert rungs["TF-IDF"]["accuracy"] == 1.0 and not rungs["TF-IDF"]["step"]
     assert rungs["BERT-base"]["accuracy"] is None and 85e6 < rungs["BERT-base"]["parameters"] < 111e6
@@ -124,6 +129,7 @@ def test_bad_rungs(trained):
     fails(report("a", "linear", "-"), "first rung")
     fails(report("a", "pytorch", "nowhere"), "nowhere")
     fails(report("a", "pytorch", teacher, "--rung", "b", "onnx", "nowhere.onnx"), "nowhere.onnx")
+    fails(report("a", "pytorch", teacher, "--rung", "b", "onnx", teacher), "model.onnx is not a file: write the graph")
     assert not (trained.folder / "out").exists()
     write_texts(trained.folder / "data", {"train": 30, "valid": 9, "test": 9})
     fails(report("a", "pytorch", teacher), "has changed", "preprocess.py")

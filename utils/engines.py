@@ -97,3 +97,13 @@ def onnx_engine(graph: str | Path | bytes, num_threads: int, num_labels: int) ->
         return run_session(session, batch)
 
     return run
+
+
+def graph_size(graph: str | Path) -> tuple[int, int]:
+    """The number of weights of an ONNX file, and its bytes, with those of the files that it keeps weights in."""
+    import onnx
+
+    weights = onnx.load(graph, load_external_data=False).graph.initializer
+    kept_in = {entry.value for weight in weights for entry in weight.external_data if entry.key == "location"}
+    files = [Path(graph), *(Path(graph).parent / name for name in kept_in)]
+    return sum(int(np.prod(weight.dims)) for weight in weights), sum(file.stat().st_size for file in files)
