@@ -109,6 +109,7 @@ def test_every_engine(trained):
     expected = json.loads((trained.folder / "result.json").read_text())["accuracy"]
     assert rungs["padded"]["accuracy"] == rungs["own length"]["accuracy"] == expected
     assert rungs["graph"]["accuracy"] == rungs["instances"]["accuracy"]
+    assert [len(rungs[name]["ms_a_row_of_turns"]) for name in ("graph", "instances")] == [1, 3]
     # fp32, so exact, and as large as the checkpoint.
     for name in ("folder", "its instances"):
         assert rungs[name]["accuracy"] == expected

@@ -45,6 +45,7 @@ def timed_in_turns(
     num_rows: int,
     every: list[int] | None = None,
     remember: Remember = made_anew,
+    between: Callable[[int, int], None] = lambda turn, turns: None,
 ) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
     """Run every engine over every row, alone, taking turns, so that a noisy machine is unfair to none.
 
@@ -52,17 +53,20 @@ def timed_in_turns(
         make_inputs: what an engine takes, made of a row's number, uncounted.
         every: the steps in which an engine goes through the rows, for one that is too slow for all of them.
         remember: keeps each turn, and gives those that were kept before.
+        between: called after every turn with its number and that of all turns, for what is timed by other means.
 
     Returns:
         For every engine its logits [rows, labels], and its latencies in milliseconds, an array [rows] for each turn.
     """
     turns = []
     with progress_bar(total=len(engines) * num_rows, desc="measure", unit="row") as bar:
-        for start in range(0, num_rows, ROWS_A_TURN):
+        starts = range(0, num_rows, ROWS_A_TURN)
+        for number, start in enumerate(starts):
             end = min(start + ROWS_A_TURN, num_rows)
             turn = partial(_turn, engines, make_inputs, every or [1] * len(engines), start, end, bar)
             turns.append(remember(f"rows {start} to {end}", turn))
             bar.update(len(engines) * end - bar.n)
+            between(number, len(starts))
     by_engine = list(zip(*turns, strict=True))
     logits = [np.concatenate([np.asarray(outputs) for outputs, _ in parts]) for parts in by_engine]
     return logits, [[np.asarray(latencies) for _, latencies in parts] for parts in by_engine]
