@@ -36,7 +36,7 @@ TEACHER = $(COMMON) --teacher_config=$(CONFIG) \
 # What is left of the student, in two sizes; the larger one gets over it in 2 epochs.
 SHAPE_medium = --target_num_heads=6 --target_ffn_dim=768
 AGAIN_medium = --epoch=2
-SHAPE_small = --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=256
+SHAPE_small = --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=128
 ifdef AUGMENT
 AUGMENTED = $(DATA)/augmented.txt
 AGAIN_medium = --augmented --epoch=1

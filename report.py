@@ -159,10 +159,10 @@ def measure(opened: list[dict], engines: list[str], paths: list[str], data: Data
     def serve_share(turn: int, turns: int) -> None:
         repeats = min(max(turns, SERVED_LEAST), SERVED_MOST)
         for _ in range((turn + 1) * repeats // turns - turn * repeats // turns):
-            for i, found in served.items():
+            for i, done in served.items():
                 open_one = partial(onnx_engine, single_row_graph(paths[i]), 1, len(data.labels))
                 batches = [inputs[i](row) for row in range(num_rows)]
-                found.append(serve(open_one, batches, WARMUP, num_threads, 1))
+                done.append(serve(open_one, batches, WARMUP, num_threads, 1))
 
     runs = [rung["run"] for rung in opened]
     logits, milliseconds = timed_in_turns(runs, inputs, num_rows, every, between=serve_share)
