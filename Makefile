@@ -33,14 +33,16 @@ CONFIG = configs/config-bert-cls.json
 COMMON = --config=$(CONFIG) --data_dir=$(DATA)
 TEACHER = $(COMMON) --teacher_config=$(CONFIG) \
 	--teacher_bert_model_name_or_path=$(RUN)/teacher --teacher_model_path=$(RUN)/teacher.pt
-# What is left of the student, in two sizes; the larger one gets over it in 2 epochs.
+# What is left of the student, in two sizes, and how they get over it: fewer neurons will do where there are more rows.
 SHAPE_medium = --target_num_heads=6 --target_ffn_dim=768
-AGAIN_medium = --epoch=2
-SHAPE_small = --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=128
 ifdef AUGMENT
 AUGMENTED = $(DATA)/augmented.txt
 AGAIN_medium = --augmented --epoch=1
+SHAPE_small = --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=128
 AGAIN_small = --augmented --epoch=2
+else
+AGAIN_medium = --epoch=2
+SHAPE_small = --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=384
 endif
 
 .SECONDARY: # keeps what pattern rules make on the way
