@@ -15,9 +15,9 @@ cd "$(dirname "$0")/.."
 DATA=data/sst2 RUN=runs/sst2-rows ROWS=results/sst2/accuracy ENCODER=embeddings/all-MiniLM-L6-v2
 PYTHON=.venv/bin/python SEEDS="42 43 44"
 COMMON="--config=configs/config-bert-cls.json --data_dir=$DATA"
-TEACHER_OPTIONS="--lr=1e-4 --epoch=2 --batch_size=32 --freeze_embeddings --eval_steps=500"
-STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0 --freeze_embeddings"
-LABEL_OPTIONS="--lr=1e-4 --epoch=3 --batch_size=64 --freeze_embeddings"
+TEACHER_OPTIONS="--lr=1e-4 --epoch=1 --batch_size=32 --eval_steps=500"
+STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0"
+LABEL_OPTIONS="--lr=1e-4 --epoch=3 --batch_size=64"
 SHORT_OPTIONS="--lr=2e-4 --epoch=2 --batch_size=64" # of ablations, their own base row included
 
 once() { # NAME COMMAND...: run it unless it has ended before

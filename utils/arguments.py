@@ -107,7 +107,7 @@ def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
     group.add_argument("--weight_decay", type=ratio, default=0.01, help="of weight matrices, AdamW's")
     group.add_argument(
         "--freeze_embeddings", action="store_true",
-        help="train all but the embeddings: less is learnt by heart, and a step takes less time",
+        help="train all but the embeddings: a step takes less time and memory",
     )  # fmt: skip
     group.add_argument("--max_grad_norm", type=positive_float, default=1.0, help="longer gradients are clipped to it")
     group.add_argument(
