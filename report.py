@@ -155,14 +155,14 @@ def measure(opened: list[dict], engines: list[str], paths: list[str], data: Data
     every = [BASELINE_EVERY if engine == "bert_base" else 1 for engine in engines]
     inputs = [rung["make_input"] for rung in opened]
     served: dict[int, list] = {i: [] for i, engine in enumerate(engines) if engine == "onnx_instances"}
+    batches = {i: [inputs[i](row) for row in range(num_rows)] for i in served}
 
     def serve_share(turn: int, turns: int) -> None:
         repeats = min(max(turns, SERVED_LEAST), SERVED_MOST)
         for _ in range((turn + 1) * repeats // turns - turn * repeats // turns):
             for i, done in served.items():
                 open_one = partial(onnx_engine, single_row_graph(paths[i]), 1, len(data.labels))
-                batches = [inputs[i](row) for row in range(num_rows)]
-                done.append(serve(open_one, batches, WARMUP, num_threads, 1))
+                done.append(serve(open_one, batches[i], WARMUP, num_threads, 1))
 
     runs = [rung["run"] for rung in opened]
     logits, milliseconds = timed_in_turns(runs, inputs, num_rows, every, between=serve_share)
