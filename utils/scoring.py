@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from utils.bars import progress_bar
 from utils.data import batches_by_length, collate, lengths, row_labels
 from utils.first_token import first_token_only
+from utils.memory import keep_freed_memory
 from utils.model import model_inputs
 
 EVALUATION_BATCH = 128
@@ -37,6 +38,7 @@ def predict(model: PreTrainedModel, split: datasets.Dataset, accelerator: Accele
 
     Each row is computed by one process only. `name` labels the progress bar.
     """
+    keep_freed_memory()
     model.eval()
     logits = torch.zeros(len(split), model.config.num_labels, device=accelerator.device)
     batches = batches_by_length(lengths(split), EVALUATION_BATCH)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from utils.bars import progress_bar
 from utils.cli import Terminated, signals_noted
 from utils.data import Data, collate, lengths, shuffled_batches
+from utils.memory import keep_freed_memory
 from utils.model import model_inputs
 from utils.resume import Progress, Unfinished, load_progress, save_progress
 from utils.scalars import Scalars, no_scalars
@@ -73,6 +74,7 @@ def train(
     Raises:
         KeyboardInterrupt: Ctrl-C, or (Terminated) SIGTERM; what was done so far is kept.
     """
+    keep_freed_memory()
     row_lengths, processes = lengths(data.splits["train"]), accelerator.num_processes
     per_epoch = len(_epoch_batches(row_lengths, settings, 0, processes))
     total = settings.epochs * per_epoch
