@@ -6,9 +6,10 @@
         --bert_output_dir=bert-checkpoint --save_path=pytorch-model.pt --lr=5e-5 --epoch=5 --batch_size=64
 
 The student learns from the teacher's logits (--kd_loss) and, where asked, from the labels, the teacher's hidden states,
-attention probabilities or relations between tokens. It must tokenize as its teacher does; a good one to start from is
-some of the teacher's own layers (`prune.py --keep_layers`). --augmented adds the rows that augment_data.py made. The
-best model on valid.txt (--measure) is kept. The teacher's logits are kept beside the tokenized data, and computed once.
+attention probabilities or relations between tokens. A good one to start from is some of the teacher's own layers
+(`prune.py --keep_layers`). A teacher of another family or vocabulary reads the same rows from a folder of its own
+(--teacher_data_dir) and teaches by its logits. --augmented adds the rows that augment_data.py made. The best model on
+valid.txt (--measure) is kept. The teacher's logits are kept beside its tokenized data, and computed once.
 Stopped or killed, the same command continues where it was.
 Several processes: `accelerate launch fastformers.py ...` or `torchrun --nproc_per_node=2 fastformers.py ...`.
 """
@@ -20,7 +21,7 @@ import utils.environment  # isort: skip  # noqa: F401
 
 import torch
 from accelerate.utils import set_seed
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from utils.arguments import (
     add_data_options,
@@ -37,7 +38,7 @@ from utils.arguments import (
 from utils.checkpoint import check_same_tokenizer, load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
-from utils.data import load_data, with_augmented_rows
+from utils.data import Data, check_same_rows, load_data, with_augmented_rows
 from utils.devices import make_accelerator
 from utils.distillation import Weights, add_projection, distillation_losses, paired_layers, without_projection
 from utils.files import check_output_file, check_output_folder
@@ -62,6 +63,9 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--teacher_config", required=True, help="the teacher's file of configs/")
     group.add_argument("--teacher_bert_model_name_or_path", required=True, help="checkpoint folder of the teacher")
     group.add_argument("--teacher_model_path", required=True, help="state dict of the teacher (.pt)")
+    group.add_argument(
+        "--teacher_data_dir", help="the same rows tokenized for the teacher, where it has another tokenizer"
+    )
     group = parser.add_argument_group("student")
     group.add_argument("--bert_model_name_or_path", required=True, help="checkpoint the student starts from")
     group.add_argument("--dropout", type=share, help="dropout of the student while it learns (default: its config's)")
@@ -88,16 +92,37 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def rows_of_teacher(args: argparse.Namespace, n_ctx: int, data: Data, tokenizer: PreTrainedTokenizerFast) -> Data:
+    """The rows as the teacher reads them: the student's own, or those of --teacher_data_dir.
+
+    Raises:
+        UserError: the teacher's tokenizer is not the student's, or the folder does not hold the same rows, or a loss
+            compares tokens.
+    """
+    teacher_tokenizer = load_tokenizer(args.teacher_bert_model_name_or_path, "--teacher_bert_model_name_or_path")
+    if not args.teacher_data_dir:
+        check_same_tokenizer(tokenizer, teacher_tokenizer)
+        return data
+    if args.state_loss_ratio or args.att_loss_ratio or args.relation_loss_ratio:
+        raise UserError(
+            "--state_loss_ratio, --att_loss_ratio and --relation_loss_ratio compare token by token, but with "
+            "--teacher_data_dir the teacher has tokens of its own: leave them out"
+        )
+    teacher_data = load_data(args.teacher_data_dir, teacher_tokenizer, n_ctx)
+    check_same_rows(data, teacher_data, ["train", "valid"] + ["augmented"] * args.augmented)
+    return teacher_data
+
+
 def main() -> None:
     args = parse_args()
     teacher_config, config = load_config(args.teacher_config), load_config(args.config)
     teacher_flag, flag = "--teacher_bert_model_name_or_path", "--bert_model_name_or_path"
     tokenizer = load_tokenizer(args.bert_model_name_or_path, flag)
-    check_same_tokenizer(tokenizer, load_tokenizer(args.teacher_bert_model_name_or_path, teacher_flag))
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
     if args.augmented and "augmented" not in data.splits:
         raise UserError(f"--augmented: {args.data_dir} has no augmented rows: run augment_data.py, then preprocess.py")
-    attention = "eager" if args.att_loss_ratio > 0 else "sdpa"  # sdpa is faster but keeps no probabilities
+    teacher_data = rows_of_teacher(args, teacher_config.n_ctx, data, tokenizer)
+    attention = "eager" if args.att_loss_ratio > 0 else None  # others are faster but keep no probabilities
     teacher = load_model(
         args.teacher_bert_model_name_or_path, teacher_flag, teacher_config, data.labels, args.teacher_model_path,
         attention,
@@ -120,14 +145,15 @@ def main() -> None:
     accelerator = make_accelerator(args.device, args.precision)
     teacher.to(accelerator.device)
     contents = {flag: fingerprint(student), teacher_flag: fingerprint(teacher), "--data_dir": data.fingerprint}
-    flags = deciding_flags(args, contents | hardware(accelerator) | {"--teacher_model_path": ""})
+    contents |= {"--teacher_data_dir": teacher_data.fingerprint, "--teacher_model_path": ""}
+    flags = deciding_flags(args, contents | hardware(accelerator))
     unfinished = Unfinished(unfinished_path(args.bert_output_dir), args.save_steps, flags)
     check_unfinished(unfinished, accelerator, args.resume, args.overwrite)
-    target = score(teacher_logits(teacher, data, "valid", accelerator), data.splits["valid"])
+    target = score(teacher_logits(teacher, teacher_data, "valid", accelerator), data.splits["valid"])
     logger.info("[Teacher] : valid loss %.4f, valid accuracy %.4f", target.loss, target.accuracy)
-    wanted_logits, num_labelled = teacher_logits(teacher, data, "train", accelerator), len(data.splits["train"])
+    wanted_logits, num_labelled = teacher_logits(teacher, teacher_data, "train", accelerator), len(data.splits["train"])
     if args.augmented:
-        wanted_logits = torch.cat([wanted_logits, teacher_logits(teacher, data, "augmented", accelerator)])
+        wanted_logits = torch.cat([wanted_logits, teacher_logits(teacher, teacher_data, "augmented", accelerator)])
         data = with_augmented_rows(data)
 
     def save(model: PreTrainedModel) -> None:

@@ -15,7 +15,12 @@ cd "$(dirname "$0")/.."
 DATA=data/sst2 RUN=runs/sst2-rows ROWS=results/sst2/accuracy ENCODER=embeddings/all-MiniLM-L6-v2
 PYTHON=.venv/bin/python SEEDS="42 43 44"
 COMMON="--config=configs/config-bert-cls.json --data_dir=$DATA"
-TEACHER_OPTIONS="--lr=1e-4 --epoch=1 --batch_size=32 --eval_steps=500"
+# The larger teacher: it is fine-tuned on the longest rows alone, whole sentences for the most part, to save hours.
+LARGE=all-mpnet-base-v2 LARGE_DATA=data/sst2-mpnet LARGE_ROWS=12000
+LARGE_CONFIG="--config=configs/config-mpnet-cls.json"
+LARGE_OPTIONS="--lr=4e-5 --epoch=1 --batch_size=32 --eval_steps=125"
+ALONE_OPTIONS="--lr=1e-4 --epoch=1 --batch_size=32 --eval_steps=500"
+TEACHER_OPTIONS="--kd_loss=mse --label_ratio=0.5 --lr=1e-4 --epoch=2 --batch_size=32 --dropout=0 --eval_steps=1000"
 STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0"
 LABEL_OPTIONS="--lr=1e-4 --epoch=3 --batch_size=64"
 SHORT_OPTIONS="--lr=2e-4 --epoch=2 --batch_size=64" # of ablations, their own base row included
@@ -26,11 +31,12 @@ once() { # NAME COMMAND...: run it unless it has ended before
     [ -e "$RUN/$name.done" ] || { "$@" && touch "$RUN/$name.done"; }
 }
 
-scored() { # NAME: accuracy of that checkpoint on valid.txt and test.txt
-    local split
+scored() { # NAME OPTIONS...: accuracy of that checkpoint on valid.txt and test.txt
+    local name=$1 split
+    shift
     for split in valid test; do
-        [ -e "$ROWS/$1.$split.json" ] || $PYTHON evaluate.py $COMMON --bert_output_dir="$RUN/$1" \
-            --model_path="$RUN/$1.pt" --split=$split --batch_size=32 --output_json="$ROWS/$1.$split.json"
+        [ -e "$ROWS/$name.$split.json" ] || $PYTHON evaluate.py $COMMON --bert_output_dir="$RUN/$name" \
+            --model_path="$RUN/$name.pt" --split=$split --batch_size=32 --output_json="$ROWS/$name.$split.json" "$@"
     done
 }
 
@@ -43,15 +49,43 @@ labels() { # NAME START SEED OPTIONS...: trained on the labels
         --save_path="$RUN/$name.pt" --seed="$seed" "$@"
 }
 
-teacher() { labels "teacher-$1" $ENCODER "$1" $TEACHER_OPTIONS; }
-
-distilled() { # NAME START SEED OPTIONS...: from the teacher of seed 42
-    local name=$1 start=$2 seed=$3 teacher=$RUN/teacher-42
-    shift 3
+distilled() { # NAME TEACHER START SEED OPTIONS...
+    local name=$1 teacher=$RUN/$2 start=$3 seed=$4
+    shift 4
     once "$name" $PYTHON fastformers.py $COMMON --teacher_config=configs/config-bert-cls.json \
         --teacher_bert_model_name_or_path=$teacher --teacher_model_path=$teacher.pt \
         --bert_model_name_or_path="$start" --bert_output_dir="$RUN/$name" --save_path="$RUN/$name.pt" \
         --seed="$seed" "$@"
+}
+
+larger_data() { # the rows in the larger teacher's tokens, and the longest of them
+    local folder
+    $PYTHON embeddings/fetch.py $LARGE
+    for folder in $LARGE_DATA $LARGE_DATA-long; do
+        [ ! -e $folder/tokenized ] || continue
+        mkdir -p $folder
+        cp $DATA/{train,valid,test}.txt $folder
+        [ $folder = $LARGE_DATA ] || longest $DATA/train.txt $LARGE_ROWS >$folder/train.txt
+        $PYTHON preprocess.py $LARGE_CONFIG --data_dir=$folder --bert_model_name_or_path=embeddings/$LARGE
+    done
+}
+
+longest() { # FILE COUNT: its longest lines, in its order
+    awk '{ print length($0) "\t" NR "\t" $0 }' "$1" | sort -t $'\t' -k 1,1nr -k 2,2n | awk -v count="$2" 'NR <= count' |
+        sort -t $'\t' -k 2,2n | cut -f 3-
+}
+
+larger() { # SEED
+    larger_data
+    labels "larger-$1" embeddings/$LARGE "$1" $LARGE_CONFIG --data_dir=$LARGE_DATA-long $LARGE_OPTIONS
+}
+
+alone() { labels "alone-$1" $ENCODER "$1" $ALONE_OPTIONS; }
+
+teacher() { # SEED: the encoder, taught by the larger one of seed 42
+    larger 42
+    distilled "teacher-$1" larger-42 $ENCODER "$1" --teacher_config=configs/config-mpnet-cls.json \
+        --teacher_data_dir=$LARGE_DATA $TEACHER_OPTIONS
 }
 
 start_from() { # NAME CHECKPOINT LAYERS: some of a checkpoint's layers
@@ -66,21 +100,33 @@ student_start() { # half of the layers of the teacher of seed 42
 row() { # teacher | mse | ... SEED: one row of the table
     local name=$1-$2 start=$RUN/student-start
     if done_before "$name"; then return; fi
-    case $1 in teacher | labels) ;; *) student_start ;; esac
+    case $1 in larger | alone | teacher | labels | mse-of-alone) ;; *) student_start ;; esac
     case $1 in
+    larger)
+        larger "$2"
+        scored "$name" $LARGE_CONFIG --data_dir=$LARGE_DATA
+        ;;
+    alone) alone "$2" ;;
     teacher) teacher "$2" ;;
     labels)
         start_from encoder-start $ENCODER 1,3,5
         labels "$name" $RUN/encoder-start "$2" $LABEL_OPTIONS
         ;;
-    soft) distilled "$name" $start "$2" $STUDENT_OPTIONS --kd_loss=soft_cross_entropy ;;
-    soft-by-loss) distilled "$name" $start "$2" $STUDENT_OPTIONS --kd_loss=soft_cross_entropy --measure=loss ;;
-    mse) distilled "$name" $start "$2" $STUDENT_OPTIONS ;;
+    soft) distilled "$name" teacher-42 $start "$2" $STUDENT_OPTIONS --kd_loss=soft_cross_entropy ;;
+    soft-by-loss)
+        distilled "$name" teacher-42 $start "$2" $STUDENT_OPTIONS --kd_loss=soft_cross_entropy --measure=loss
+        ;;
+    mse) distilled "$name" teacher-42 $start "$2" $STUDENT_OPTIONS ;;
+    mse-of-alone)
+        alone 42
+        start_from start-of-alone $RUN/alone-42 1,3,5
+        distilled "$name" alone-42 $RUN/start-of-alone "$2" $STUDENT_OPTIONS
+        ;;
     mse-then-labels)
-        distilled "mse-$2" $start "$2" $STUDENT_OPTIONS
+        distilled "mse-$2" teacher-42 $start "$2" $STUDENT_OPTIONS
         labels "$name" "$RUN/mse-$2" "$2" --lr=2e-5 --epoch=1 --batch_size=64 --freeze_embeddings
         ;;
-    augmented) distilled "$name" $start "$2" $STUDENT_OPTIONS --augmented --epoch=2 --eval_steps=2000 ;;
+    augmented) distilled "$name" teacher-42 $start "$2" $STUDENT_OPTIONS --augmented --epoch=1 --eval_steps=1000 ;;
     *)
         echo "benchmarks/sst2.sh: unknown row $1" >&2
         exit 2
@@ -105,14 +151,15 @@ ablation() { # NAME OPTIONS...: 2 epochs, seed 42, against the row "short"
         start=$RUN/encoder-start
         ;;
     esac
-    distilled "$name-42" "$start" 42 $SHORT_OPTIONS "$@"
+    distilled "$name-42" teacher-42 "$start" 42 $SHORT_OPTIONS "$@"
     scored "$name-42"
 }
 
 main_rows() {
     local name seed
+    row larger 42
     row teacher 42
-    for name in mse soft soft-by-loss labels mse-then-labels teacher; do
+    for name in mse soft soft-by-loss labels mse-then-labels teacher alone mse-of-alone; do
         for seed in $SEEDS; do row $name "$seed"; done
     done
 }

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from utils.arguments import add_data_options, positive_int, script_parser
 from utils.checkpoint import load_tokenizer
 from utils.cli import run
 from utils.config import load_config
-from utils.data import Data, collate, lengths, load_data, shuffled_batches
+from utils.data import collate, lengths, load_data, shuffled_batches
 from utils.devices import make_accelerator
 from utils.distillation import Weights, distillation_losses
 from utils.files import write_json
@@ -62,7 +63,7 @@ def load(args: argparse.Namespace) -> tuple:
     data = load_data(args.data_dir, load_tokenizer(args.bert_output_dir, "--bert_output_dir"), config.n_ctx)
     rows = BATCH * (args.steps + WARMUP_STEPS)
     few = {"train": data.splits["train"].select(range(rows)), "valid": data.splits["valid"].select(range(BATCH))}
-    data = Data(data.labels, few, data.folder, data.fingerprint)
+    data = replace(data, splits=few)
     teacher = load_model(args.bert_output_dir, "--bert_output_dir", config, data.labels)
     student = load_model(args.student_dir, "--student_dir", config, data.labels, new_head=True)
     return config, data, teacher, student

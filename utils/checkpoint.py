@@ -109,7 +109,8 @@ def check_same_tokenizer(student: PreTrainedTokenizerFast, teacher: PreTrainedTo
     if tokenizer_fingerprint(student) != tokenizer_fingerprint(teacher):
         raise UserError(
             "the tokenizers of teacher and student differ: use a student with its teacher's vocabulary and casing, "
-            "made from it by `prune.py --keep_layers` for one"
+            "made from it by `prune.py --keep_layers` for one, or give fastformers.py the rows in the teacher's tokens "
+            "too (--teacher_data_dir)"
         )
 
 

@@ -42,6 +42,7 @@ class Data:
     splits: dict[str, datasets.Dataset]
     folder: Path  # that holds the tables
     fingerprint: str  # of texts, tokenizer and n_ctx
+    hashes: dict[str, str]  # SHA-256 of every split's text file
 
 
 def tokenize_data(
@@ -132,7 +133,23 @@ def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: i
         if path.exists() and _file_hash(path) != hashes[split]:
             raise UserError(f"{path} has changed since it was tokenized: {again}")
     fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    return Data(labels, splits, data_dir / "tokenized", fingerprint)
+    return Data(labels, splits, data_dir / "tokenized", fingerprint, hashes)
+
+
+def check_same_rows(data: Data, other: Data, splits: list[str]) -> None:
+    """Check that two folders hold the same texts and labels, however tokenized.
+
+    Raises:
+        UserError: they do not; names the folders and the file.
+    """
+    ours, theirs = data.folder.parent, other.folder.parent
+    for split in splits:
+        if data.hashes[split] != other.hashes.get(split):
+            name = split_path(ours, split).name
+            raise UserError(
+                f"{theirs} must hold the same {name} as {ours}: copy it there, then run preprocess.py with "
+                f"--data_dir={theirs}"
+            )
 
 
 def with_augmented_rows(data: Data) -> Data:
