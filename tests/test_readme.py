@@ -95,6 +95,7 @@ RULES = {
     r"make \S+( \w+=\S+)?": Folder.make,
     r"python (embeddings|data)/fetch\.py .*": Folder.fetch,
     r"python \w+\.py .*[^|]*": Folder.script,
+    r"mkdir -p \S+ && cp \S+ \S+": Folder.shell,
     r'echo "[^"]*" \| python predict\.py \S+': Folder.shell,
     r"torchrun .*": Folder.torchrun,
     r'echo "[^"]*" \| node label\.mjs \S+|ONNXRUNTIME_NODE_INSTALL=skip npm install [\w@/ -]+': Folder.node,
@@ -139,7 +140,10 @@ def folder(tmp_path, monkeypatch):
     sizes = {"hidden_size": 64, "num_attention_heads": 8, "max_position_embeddings": 100}
     encoder = tmp_path / "embeddings/all-MiniLM-L6-v2"
     make_encoder(encoder, "bert", word_pieces(), num_hidden_layers=6, intermediate_size=400, **sizes)
-    (encoder / "vocab.txt").touch()  # for fetch.py; the other files are what is loaded
+    larger = tmp_path / "embeddings/all-mpnet-base-v2"
+    make_encoder(larger, "mpnet", make_tokenizer(cls="<s>", sep="</s>", pad="<pad>"), max_position_embeddings=102)
+    for folder in (encoder, larger):
+        (folder / "vocab.txt").touch()  # for fetch.py; the other files are what is loaded
     for name in ("data", "embeddings"):  # no links: they would write into the repository
         shutil.copy(ROOT / name / "fetch.py", tmp_path / name)
     # `python` must be the one that runs the tests.
@@ -173,6 +177,7 @@ def test_every_block(folder):
     for name in [
         "runs/sst2/teacher.pt",
         "runs/sst2/labels/model.safetensors",
+        "runs/sst2/taught/model.safetensors",
         "model/model.unpadded.onnx",
         "runs/tickets/model/model.onnx",
     ]:
