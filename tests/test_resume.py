@@ -12,6 +12,7 @@ import signal
 import pytest
 import torch
 from conftest import snapshot
+from safetensors.torch import load_file
 from test_bad_input import fails
 
 STEPS = ["--epoch=3", "--eval_steps=4", "--save_steps=5"]  # 6 steps an epoch
@@ -133,6 +134,48 @@ def test_the_teacher_is_asked_once(trained, monkeypatch):
         path.write_bytes(b"damaged")
     assert trained.distill(out="fourth")[0] == 0
     assert_same_weights(trained, "first", "fourth")
+
+
+def test_labelling_goes_on_where_it_was_killed(trained, monkeypatch):
+    import utils.labelling
+
+    assert trained.distill(out="whole")[0] == 0
+    kept = {path.name: path for path in trained.data.glob("tokenized/teacher-*.safetensors")}
+    expected = torch.cat([load_file(path)["logits"] for name, path in kept.items() if "-train-" in name])
+    for path in kept.values():
+        path.unlink()
+    predict, asked = utils.labelling.predict, []
+
+    def killed_at_third(teacher, rows, accelerator, name):
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.append(len(rows))
+        return predict(teacher, rows, accelerator, name)
+
+    monkeypatch.setattr(utils.labelling, "PART", 40)  # 96 rows of train are 3 parts, 32 of valid one
+    monkeypatch.setattr(utils.labelling, "predict", killed_at_third)
+    assert trained.distill(out="parts")[0] == 130
+    assert asked == [32, 40, 40]
+    monkeypatch.setattr(utils.labelling, "predict", lambda *given: asked.append(len(given[1])) or predict(*given))
+    assert trained.distill(out="parts")[0] == 0
+    assert asked == [32, 40, 40, 16]
+    parts = sorted(trained.data.glob("tokenized/teacher-*-train-*.safetensors"))
+    torch.testing.assert_close(torch.cat([load_file(path)["logits"] for path in parts]), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_preprocessing_again_keeps_what_the_teacher_said_of_the_same_rows(trained):
+    assert trained.distill(out="first")[0] == 0
+    (kept,) = trained.data.glob("tokenized/teacher-*-train-0.safetensors")
+    content = kept.read_bytes()
+    valid = trained.data / "valid.txt"
+    valid.write_text(valid.read_text() + "a fine film\tpositive\n")
+    assert trained.preprocess()[0] == 0
+    assert [path.name for path in trained.data.glob("tokenized/teacher-*")] == [kept.name]
+    assert kept.read_bytes() == content
+    train = trained.data / "train.txt"
+    train.write_text(train.read_text().replace("good", "bad"))
+    assert trained.preprocess()[0] == 0
+    assert not list(trained.data.glob("tokenized/teacher-*"))
 
 
 def test_pruning_in_steps_goes_on(trained, at_step):

@@ -7,6 +7,7 @@ tokenized/, which the other scripts read.
 import hashlib
 import itertools
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -98,6 +99,7 @@ def tokenize_data(
                 "texts": {split: _file_hash(split_path(data_dir, split)) for split in splits},
             }
             write_json(folder / "meta.json", meta)
+            _keep_teachers_logits(target, folder)
             with atomic_file(data_dir / "label.txt") as temporary:
                 temporary.write_text("".join(label + "\n" for label in labels), encoding="utf-8")
     return label_counts, summary
@@ -245,6 +247,14 @@ def _batches_in_turns(shards: list[Path]) -> Iterator[pa.RecordBatch]:
                 yield reader.read_next_batch()
             except StopIteration:  # all of the others are at their end as well
                 return
+
+
+def _keep_teachers_logits(old: Path, new: Path) -> None:
+    """Take along what `utils.labelling` keeps beside the splits that have not changed."""
+    for path in old.glob("teacher-*.safetensors"):
+        table = f"{path.name.split('-')[-2]}.arrow"
+        if (old / table).exists() and (new / table).exists() and _file_hash(old / table) == _file_hash(new / table):
+            shutil.copy2(path, new)
 
 
 def _summary(path: Path, n_ctx: int) -> dict[str, float]:

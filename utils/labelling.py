@@ -2,7 +2,9 @@
 
 import logging
 import os
+from pathlib import Path
 
+import datasets
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
@@ -16,24 +18,42 @@ from utils.scoring import predict
 
 logger = logging.getLogger(__name__)
 
+PART = 20_000  # rows; so many at most are asked for again after an interruption
+
 
 def teacher_logits(teacher: PreTrainedModel, data: Data, split: str, accelerator: Accelerator) -> torch.Tensor:
     """The teacher's logits for every row of a split, fp32 [rows, labels], on the CPU.
 
-    In evaluation mode it says the same of a row in every epoch and every run, so they are kept in a file of data.folder
-    that is named after the teacher's weights and the precision. preprocess.py replaces that folder, and them with it.
+    In evaluation mode it says the same of a row in every epoch and every run, so they are kept in data.folder, in files
+    that are named after the teacher's weights and the precision. preprocess.py drops those of splits that it changes.
     """
-    precision = "-".join(hardware(accelerator).values())
-    path = data.folder / f"teacher-{fingerprint(teacher)}-{precision}-{split}.safetensors"
+    rows = data.splits[split]
+    name = f"teacher-{fingerprint(teacher)}-{'-'.join(hardware(accelerator).values())}-{split}"
+    starts = range(0, len(rows), PART)
+    parts = [rows.select(range(start, min(start + PART, len(rows)))) for start in starts]
+    return torch.cat(
+        [
+            _logits_of_part(
+                teacher, part, data.folder / f"{name}-{i}.safetensors", accelerator,
+                f"teacher on {split}" + (f", part {i + 1} of {len(parts)}" if len(parts) > 1 else ""),
+            )
+            for i, part in enumerate(parts)
+        ]
+    )  # fmt: skip
+
+
+def _logits_of_part(
+    teacher: PreTrainedModel, rows: datasets.Dataset, path: Path, accelerator: Accelerator, name: str
+) -> torch.Tensor:
     try:
         logits = load_file(path)["logits"]
-        if len(logits) == len(data.splits[split]):
+        if len(logits) == len(rows):
             return logits
     except (OSError, SafetensorError, KeyError):
         pass  # not there, or damaged: it is made again
     accelerator.wait_for_everyone()  # all have looked before one writes
-    logits = predict(teacher, data.splits[split], accelerator, f"teacher on {split}")
-    if accelerator.is_main_process and os.access(data.folder, os.W_OK):
+    logits = predict(teacher, rows, accelerator, name)
+    if accelerator.is_main_process and os.access(path.parent, os.W_OK):
         with atomic_file(path) as temporary:
             save_file({"logits": logits}, temporary)
     return logits
