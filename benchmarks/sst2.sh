@@ -20,7 +20,7 @@ LARGE=all-mpnet-base-v2 LARGE_DATA=data/sst2-mpnet LARGE_ROWS=12000
 LARGE_CONFIG="--config=configs/config-mpnet-cls.json"
 LARGE_OPTIONS="--lr=4e-5 --epoch=1 --batch_size=32 --eval_steps=125"
 ALONE_OPTIONS="--lr=1e-4 --epoch=1 --batch_size=32 --eval_steps=500"
-TEACHER_OPTIONS="--kd_loss=mse --label_ratio=0.5 --augmented --lr=1e-4 --epoch=1 --batch_size=32 --dropout=0 --eval_steps=1000"
+TEACHER_OPTIONS="--kd_loss=mse --label_ratio=0.5 --lr=1e-4 --epoch=2 --batch_size=32 --dropout=0 --eval_steps=1000"
 STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0"
 LABEL_OPTIONS="--lr=1e-4 --epoch=3 --batch_size=64"
 SHORT_OPTIONS="--lr=2e-4 --epoch=2 --batch_size=64" # of ablations, their own base row included
@@ -65,11 +65,7 @@ larger_data() { # the rows in the larger teacher's tokens, and the longest of th
         [ ! -e $folder/tokenized ] || continue
         mkdir -p $folder
         cp $DATA/{train,valid,test}.txt $folder
-        if [ $folder = $LARGE_DATA ]; then
-            cp $DATA/augmented.txt $folder
-        else
-            longest $DATA/train.txt $LARGE_ROWS >$folder/train.txt
-        fi
+        [ $folder = $LARGE_DATA ] || longest $DATA/train.txt $LARGE_ROWS >$folder/train.txt
         $PYTHON preprocess.py $LARGE_CONFIG --data_dir=$folder --bert_model_name_or_path=embeddings/$LARGE
     done
 }
@@ -191,8 +187,8 @@ ablations() {
 table() { $PYTHON -m benchmarks.sst2_table; }
 
 mkdir -p $RUN $ROWS
-# First of all, as rows that come to a data set later make an unfinished run another one. None are masked: the larger
-# teacher's tokens have another mask.
+# First of all, as rows that come to a data set later make an unfinished run another one. None are masked, so that the
+# larger teacher, whose mask is another token, could read them.
 [ -e $DATA/augmented.txt ] ||
     $PYTHON augment_data.py --data_dir=$DATA --bert_model_name_or_path=$ENCODER --n_iter=2 --mask_ratio=0
 [ -e $DATA/tokenized/augmented.arrow ] || $PYTHON preprocess.py $COMMON --bert_model_name_or_path=$ENCODER
