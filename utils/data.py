@@ -4,6 +4,7 @@ preprocess.py writes, beside a data folder's files, label.txt (one label a line,
 tokenized/, which the other scripts read.
 """
 
+import filecmp
 import hashlib
 import itertools
 import json
@@ -99,7 +100,7 @@ def tokenize_data(
                 "texts": {split: _file_hash(split_path(data_dir, split)) for split in splits},
             }
             write_json(folder / "meta.json", meta)
-            _keep_teachers_logits(target, folder)
+            _keep_teachers_logits(target, folder, splits)
             with atomic_file(data_dir / "label.txt") as temporary:
                 temporary.write_text("".join(label + "\n" for label in labels), encoding="utf-8")
     return label_counts, summary
@@ -249,12 +250,13 @@ def _batches_in_turns(shards: list[Path]) -> Iterator[pa.RecordBatch]:
                 return
 
 
-def _keep_teachers_logits(old: Path, new: Path) -> None:
+def _keep_teachers_logits(old: Path, new: Path, splits: list[str]) -> None:
     """Take along what `utils.labelling` keeps beside the splits that have not changed."""
-    for path in old.glob("teacher-*.safetensors"):
-        table = f"{path.name.split('-')[-2]}.arrow"
-        if (old / table).exists() and (new / table).exists() and _file_hash(old / table) == _file_hash(new / table):
-            shutil.copy2(path, new)
+    for split in splits:
+        kept, table = list(old.glob(f"teacher-*-{split}-*.safetensors")), f"{split}.arrow"
+        if kept and (old / table).exists() and filecmp.cmp(old / table, new / table, shallow=False):
+            for path in kept:
+                shutil.copy2(path, new)
 
 
 def _summary(path: Path, n_ctx: int) -> dict[str, float]:
