@@ -53,6 +53,19 @@ def signals_noted() -> Iterator[list[int]]:
         restore()
 
 
+@contextmanager
+def ctrl_c_ignored() -> Iterator[None]:
+    """For processes that are started within the block: they inherit it, as Ctrl-C is for the script, which ends them.
+
+    One that got it while it still imports would print a traceback.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`: a `UserError` becomes one line on stderr and exit code 2; Ctrl-C ends with 130, SIGTERM
     with 143.

@@ -6,7 +6,6 @@ as every instance does it again.
 
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 
 import numpy as np
 
-from utils.cli import UserError
+from utils.cli import UserError, ctrl_c_ignored
 
 ENDED_SECONDS = 5  # what a process that has closed its connection is given to end by itself
 
@@ -113,12 +112,10 @@ def _start_without_script(process: multiprocessing.process.BaseProcess) -> None:
     # session: seconds, and hundreds of megabytes, that an instance of an ONNX file has no use for.
     script = sys.modules["__main__"]
     path = script.__dict__.pop("__file__", None)
-    # Inherited: a process that is still importing would print a traceback at Ctrl-C, which is for the script.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process.start()
+        with ctrl_c_ignored():
+            process.start()
     finally:
-        signal.signal(signal.SIGINT, before)
         if path is not None:
             script.__file__ = path
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
+from utils.cli import ctrl_c_ignored
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -22,7 +24,9 @@ def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item], 
     iterator = iter(items)
     # The function goes to each process once, not with each item.
     with ProcessPoolExecutor(num_proc, initializer=_take, initargs=(function,)) as pool:
-        under_way = [pool.submit(_apply, item) for item in itertools.islice(iterator, 2 * num_proc)]
+        first = list(itertools.islice(iterator, 2 * num_proc))
+        with ctrl_c_ignored():
+            under_way = [pool.submit(_apply, item) for item in first]
         while under_way:
             yield under_way.pop(0).result()
             under_way += [pool.submit(_apply, item) for item in itertools.islice(iterator, 1)]
@@ -38,7 +42,7 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 def _take(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the script, which then ends the pool
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a process that was started later, too
 
 
 def _apply(item: Any) -> Any:
