@@ -5,7 +5,7 @@
 #     benchmarks/sst2.sh               # all rows: a day on 2 cores without bf16
 #     benchmarks/sst2.sh main          # the rows that are compared, 3 seeds each
 #     benchmarks/sst2.sh row mse 43    # one of them, of one seed
-#     benchmarks/sst2.sh augmented | ablations | table
+#     benchmarks/sst2.sh ablations | table
 #
 # data/sst2 must hold train.txt, valid.txt and test.txt (data/README.md). A row whose scores are there is not done
 # again, and a run that was stopped continues. The test split is scored once a model, and nothing is chosen by it.
@@ -15,13 +15,14 @@ cd "$(dirname "$0")/.."
 DATA=data/sst2 RUN=runs/sst2-rows ROWS=results/sst2/accuracy ENCODER=embeddings/all-MiniLM-L6-v2
 PYTHON=.venv/bin/python SEEDS="42 43 44"
 COMMON="--config=configs/config-bert-cls.json --data_dir=$DATA"
-# The larger teacher: it is fine-tuned on the longest rows alone, whole sentences for the most part, to save hours.
-LARGE=all-mpnet-base-v2 LARGE_DATA=data/sst2-mpnet LARGE_ROWS=12000
+# The larger teacher has a tokenizer of its own.
+LARGE=all-mpnet-base-v2 LARGE_DATA=data/sst2-mpnet
 LARGE_CONFIG="--config=configs/config-mpnet-cls.json"
-LARGE_OPTIONS="--lr=4e-5 --epoch=1 --batch_size=32 --eval_steps=125"
+LARGE_OPTIONS="--lr=3e-5 --epoch=1 --batch_size=32 --eval_steps=500"
 ALONE_OPTIONS="--lr=1e-4 --epoch=1 --batch_size=32 --eval_steps=500"
-TEACHER_OPTIONS="--kd_loss=mse --label_ratio=0.5 --lr=1e-4 --epoch=2 --batch_size=32 --dropout=0 --eval_steps=1000"
+TEACHER_OPTIONS="--kd_loss=mse --lr=1.5e-4 --batch_size=64 --dropout=0 --measure=loss"
 STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0"
+STATES="--state_loss_ratio=1 --state_layers=all"
 LABEL_OPTIONS="--lr=1e-4 --epoch=3 --batch_size=64"
 SHORT_OPTIONS="--lr=2e-4 --epoch=2 --batch_size=64" # of ablations, their own base row included
 
@@ -58,34 +59,32 @@ distilled() { # NAME TEACHER START SEED OPTIONS...
         --seed="$seed" "$@"
 }
 
-larger_data() { # the rows in the larger teacher's tokens, and the longest of them
-    local folder
-    $PYTHON embeddings/fetch.py $LARGE
-    for folder in $LARGE_DATA $LARGE_DATA-long; do
-        [ ! -e $folder/tokenized ] || continue
-        mkdir -p $folder
-        cp $DATA/{train,valid,test}.txt $folder
-        [ $folder = $LARGE_DATA ] || longest $DATA/train.txt $LARGE_ROWS >$folder/train.txt
-        $PYTHON preprocess.py $LARGE_CONFIG --data_dir=$folder --bert_model_name_or_path=embeddings/$LARGE
-    done
-}
-
-longest() { # FILE COUNT: its longest lines, in its order
-    awk '{ print length($0) "\t" NR "\t" $0 }' "$1" | sort -t $'\t' -k 1,1nr -k 2,2n | awk -v count="$2" 'NR <= count' |
-        sort -t $'\t' -k 2,2n | cut -f 3-
-}
-
 larger() { # SEED
-    larger_data
-    labels "larger-$1" embeddings/$LARGE "$1" $LARGE_CONFIG --data_dir=$LARGE_DATA-long $LARGE_OPTIONS
+    $PYTHON embeddings/fetch.py $LARGE
+    if [ ! -e $LARGE_DATA/tokenized ]; then
+        mkdir -p $LARGE_DATA
+        cp $DATA/{train,valid,test,augmented}.txt $LARGE_DATA
+        $PYTHON preprocess.py $LARGE_CONFIG --data_dir=$LARGE_DATA --bert_model_name_or_path=embeddings/$LARGE
+    fi
+    labels "larger-$1" embeddings/$LARGE "$1" $LARGE_CONFIG --data_dir=$LARGE_DATA $LARGE_OPTIONS
 }
 
 alone() { labels "alone-$1" $ENCODER "$1" $ALONE_OPTIONS; }
 
-teacher() { # SEED: the encoder, taught by the larger one of seed 42
+taught() { # NAME START SEED OPTIONS...: distilled from the larger teacher of seed 42
     larger 42
-    distilled "teacher-$1" larger-42 $ENCODER "$1" --teacher_config=configs/config-mpnet-cls.json \
-        --teacher_data_dir=$LARGE_DATA $TEACHER_OPTIONS
+    local name=$1 start=$2 seed=$3
+    shift 3
+    distilled "$name" larger-42 "$start" "$seed" --teacher_config=configs/config-mpnet-cls.json \
+        --teacher_data_dir=$LARGE_DATA "$@"
+}
+
+teacher() { # SEED
+    taught "teacher-$1" $ENCODER "$1" $TEACHER_OPTIONS --augmented --epoch=1 --eval_steps=1350
+}
+
+teacher_plain() { # SEED: it has never seen an augmented row, nor has what starts from it
+    taught "teacher-plain-$1" $ENCODER "$1" $TEACHER_OPTIONS --epoch=3
 }
 
 start_from() { # NAME CHECKPOINT LAYERS: some of a checkpoint's layers
@@ -97,10 +96,15 @@ student_start() { # half of the layers of the teacher of seed 42
     start_from student-start $RUN/teacher-42 1,3,5
 }
 
+start_plain() { # and of one that has seen no augmented row
+    teacher_plain 42
+    start_from start-plain $RUN/teacher-plain-42 1,3,5
+}
+
 row() { # teacher | mse | ... SEED: one row of the table
-    local name=$1-$2 start=$RUN/student-start
+    local name=$1-$2 start=$RUN/start-plain
     if done_before "$name"; then return; fi
-    case $1 in larger | alone | teacher | labels | mse-of-alone) ;; *) student_start ;; esac
+    case $1 in soft | soft-by-loss | mse | mse-then-labels) start_plain ;; esac
     case $1 in
     larger)
         larger "$2"
@@ -108,25 +112,31 @@ row() { # teacher | mse | ... SEED: one row of the table
         ;;
     alone) alone "$2" ;;
     teacher) teacher "$2" ;;
+    teacher-plain) teacher_plain "$2" ;;
     labels)
         start_from encoder-start $ENCODER 1,3,5
         labels "$name" $RUN/encoder-start "$2" $LABEL_OPTIONS
         ;;
-    soft) distilled "$name" teacher-42 $start "$2" $STUDENT_OPTIONS --kd_loss=soft_cross_entropy ;;
-    soft-by-loss)
-        distilled "$name" teacher-42 $start "$2" $STUDENT_OPTIONS --kd_loss=soft_cross_entropy --measure=loss
-        ;;
-    mse) distilled "$name" teacher-42 $start "$2" $STUDENT_OPTIONS ;;
+    soft) taught "$name" $start "$2" $STUDENT_OPTIONS --kd_loss=soft_cross_entropy ;;
+    soft-by-loss) taught "$name" $start "$2" $STUDENT_OPTIONS --kd_loss=soft_cross_entropy --measure=loss ;;
+    mse) taught "$name" $start "$2" $STUDENT_OPTIONS ;;
     mse-of-alone)
         alone 42
         start_from start-of-alone $RUN/alone-42 1,3,5
         distilled "$name" alone-42 $RUN/start-of-alone "$2" $STUDENT_OPTIONS
         ;;
     mse-then-labels)
-        distilled "mse-$2" teacher-42 $start "$2" $STUDENT_OPTIONS
+        taught "mse-$2" $start "$2" $STUDENT_OPTIONS
         labels "$name" "$RUN/mse-$2" "$2" --lr=2e-5 --epoch=1 --batch_size=64 --freeze_embeddings
         ;;
-    augmented) distilled "$name" teacher-42 $start "$2" $STUDENT_OPTIONS --augmented --epoch=1 --eval_steps=1000 ;;
+    states)
+        student_start
+        distilled "$name" teacher-42 $RUN/student-start "$2" $STUDENT_OPTIONS $STATES --epoch=3
+        ;;
+    augmented)
+        student_start
+        taught "$name" $RUN/student-start "$2" $STUDENT_OPTIONS --augmented --epoch=1 --eval_steps=1350
+        ;;
     *)
         echo "benchmarks/sst2.sh: unknown row $1" >&2
         exit 2
@@ -135,15 +145,15 @@ row() { # teacher | mse | ... SEED: one row of the table
     scored "$name"
 }
 
-ablation() { # NAME OPTIONS...: 2 epochs, seed 42, against the row "short"
-    local name=$1 start=$RUN/student-start
+ablation() { # NAME OPTIONS...: 2 epochs, seed 42, against the row "short", or "short-of-6-layers" where tokens are compared
+    local name=$1 start=$RUN/start-plain
     shift
     if done_before "$name-42"; then return; fi
-    student_start
+    start_plain
     case $name in
     layers-*)
         local layers=${name#layers-}
-        start_from "start-$layers" $RUN/teacher-42 "${layers//./,}"
+        start_from "start-$layers" $RUN/teacher-plain-42 "${layers//./,}"
         start=$RUN/start-$layers
         ;;
     untuned)
@@ -151,22 +161,21 @@ ablation() { # NAME OPTIONS...: 2 epochs, seed 42, against the row "short"
         start=$RUN/encoder-start
         ;;
     esac
-    distilled "$name-42" teacher-42 "$start" 42 $SHORT_OPTIONS "$@"
+    case $name in
+    short-of-6-layers | short-states | relations)
+        distilled "$name-42" teacher-plain-42 "$start" 42 $SHORT_OPTIONS "$@"
+        ;;
+    *) taught "$name-42" "$start" 42 $SHORT_OPTIONS "$@" ;;
+    esac
     scored "$name-42"
 }
 
 main_rows() {
     local name seed
     row larger 42
-    row teacher 42
-    for name in mse soft soft-by-loss labels mse-then-labels teacher alone mse-of-alone; do
+    for name in teacher states augmented mse labels alone soft mse-then-labels mse-of-alone soft-by-loss teacher-plain; do
         for seed in $SEEDS; do row $name "$seed"; done
     done
-}
-
-augmented_rows() {
-    local seed
-    for seed in $SEEDS; do row augmented "$seed"; done
 }
 
 ablations() {
@@ -180,7 +189,8 @@ ablations() {
     ablation layers-0.1.2 --kd_loss=mse --dropout=0
     ablation layers-3.4.5 --kd_loss=mse --dropout=0
     ablation untuned --kd_loss=mse --dropout=0
-    ablation states --kd_loss=mse --dropout=0 --state_loss_ratio=1 --state_layers=all
+    ablation short-of-6-layers --kd_loss=mse --dropout=0
+    ablation short-states --kd_loss=mse --dropout=0 $STATES
     ablation relations --kd_loss=mse --dropout=0 --relation_loss_ratio=1
 }
 
@@ -190,7 +200,7 @@ mkdir -p $RUN $ROWS
 # First of all, as rows that come to a data set later make an unfinished run another one. None are masked, so that the
 # larger teacher, whose mask is another token, could read them.
 [ -e $DATA/augmented.txt ] ||
-    $PYTHON augment_data.py --data_dir=$DATA --bert_model_name_or_path=$ENCODER --n_iter=2 --mask_ratio=0
+    $PYTHON augment_data.py --data_dir=$DATA --bert_model_name_or_path=$ENCODER --n_iter=4 --mask_ratio=0
 [ -e $DATA/tokenized/augmented.arrow ] || $PYTHON preprocess.py $COMMON --bert_model_name_or_path=$ENCODER
 case ${1:-all} in
 main) main_rows ;;
@@ -201,10 +211,9 @@ table) ;;
 all)
     main_rows
     ablations
-    augmented_rows
     ;;
 *)
-    echo "benchmarks/sst2.sh: unknown rows $1: give main, row, ablations, augmented or table" >&2
+    echo "benchmarks/sst2.sh: unknown rows $1: give main, row, ablations or table" >&2
     exit 2
     ;;
 esac
