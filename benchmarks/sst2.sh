@@ -22,6 +22,7 @@ LARGE_OPTIONS="--lr=3e-5 --epoch=1 --batch_size=32 --eval_steps=500"
 ALONE_OPTIONS="--lr=1e-4 --epoch=1 --batch_size=32 --eval_steps=500"
 TEACHER_OPTIONS="--kd_loss=mse --lr=1.5e-4 --batch_size=64 --dropout=0 --measure=loss"
 STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0"
+AUGMENTED="--augmented --epoch=1 --eval_steps=1350"
 STATES="--state_loss_ratio=1 --state_layers=all"
 LABEL_OPTIONS="--lr=1e-4 --epoch=3 --batch_size=64"
 SHORT_OPTIONS="--lr=2e-4 --epoch=2 --batch_size=64" # of ablations, their own base row included
@@ -80,7 +81,7 @@ taught() { # NAME START SEED OPTIONS...: distilled from the larger teacher of se
 }
 
 teacher() { # SEED
-    taught "teacher-$1" $ENCODER "$1" $TEACHER_OPTIONS --augmented --epoch=1 --eval_steps=1350
+    taught "teacher-$1" $ENCODER "$1" $TEACHER_OPTIONS $AUGMENTED
 }
 
 teacher_plain() { # SEED: it has never seen an augmented row, nor has what starts from it
@@ -135,7 +136,11 @@ row() { # teacher | mse | ... SEED: one row of the table
         ;;
     augmented)
         student_start
-        taught "$name" $RUN/student-start "$2" $STUDENT_OPTIONS --augmented --epoch=1 --eval_steps=1350
+        distilled "$name" teacher-42 $RUN/student-start "$2" $STUDENT_OPTIONS $STATES $AUGMENTED
+        ;;
+    augmented-logits)
+        student_start
+        taught "$name" $RUN/student-start "$2" $STUDENT_OPTIONS $AUGMENTED
         ;;
     *)
         echo "benchmarks/sst2.sh: unknown row $1" >&2
@@ -173,7 +178,8 @@ ablation() { # NAME OPTIONS...: 2 epochs, seed 42, against the row "short", or "
 main_rows() {
     local name seed
     row larger 42
-    for name in teacher states augmented mse labels alone soft mse-then-labels mse-of-alone soft-by-loss teacher-plain; do
+    for name in teacher states augmented mse labels alone soft mse-then-labels mse-of-alone soft-by-loss teacher-plain \
+        augmented-logits; do
         for seed in $SEEDS; do row $name "$seed"; done
     done
 }

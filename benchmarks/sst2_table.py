@@ -28,7 +28,8 @@ COMPARED = {
     "mse": ("distilled: MSE of the logits, best by accuracy", "0.8929"),
     "mse-then-labels": ("the same, then trained on the labels", "-"),
     "states": ("distilled: MSE of the teacher's logits and hidden states", "later 0.9072"),
-    "augmented": ("distilled: MSE, with augmented rows", "0.9149"),
+    "augmented": ("the same with augmented rows", "0.9149"),
+    "augmented-logits": ("distilled: MSE of the larger teacher's logits, with augmented rows", "-"),
     "mse-of-alone": ("distilled: MSE, from the 6 layers trained on the labels alone", "-"),
 }
 ABLATIONS = {

@@ -36,7 +36,7 @@ def test_table_and_targets(root, capsys):
     assert "old" not in text
     name = "teacher: 6 layers, taught by the larger one, with augmented rows"
     assert f"| {name} | - | 0.5000 ± 0.0000 | 0.9200 ± 0.0100 | 3 |" in text
-    assert "| layers 0, 2, 4 | 0.5000 | 0.8000 |" in text and "MSE, with augmented" not in text
+    assert "| layers 0, 2, 4 | 0.5000 | 0.8000 |" in text and "the same with augmented" not in text
     shown = capsys.readouterr().out
     assert "target: teacher_accuracy_of_3_seeds measured 0.92 needs 0.9116 ok" in shown
     # One seed is not three.

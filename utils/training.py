@@ -25,6 +25,7 @@ from utils.scoring import Score, predict, score
 
 logger = logging.getLogger(__name__)
 
+EAGER_LENGTH = 128  # tokens; of longer rows eager attention gains less, and its memory grows with their square
 AGREE_STEPS = 10  # several processes ask one another so often whether one of them is to stop
 
 # Called with the model, its inputs, the batch of `collate` they come from and the rows' indices in the training split.
@@ -79,9 +80,7 @@ def train(
     per_epoch = len(_epoch_batches(row_lengths, settings, 0, processes))
     total = settings.epochs * per_epoch
     plain = model
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
-        # PyTorch's fused attention is slow there on its way back: a step of 16 tokens a row takes 2.5 times as long.
-        plain.set_attn_implementation("eager")
+    _choose_attention(plain, row_lengths, accelerator)
     adamw = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.lr, fused=True)
     progress = load_progress(unfinished, model, adamw, accelerator) if unfinished else Progress()
     warmup = int(total * settings.warmup_ratio)
@@ -124,6 +123,13 @@ def train(
     accelerator.wait_for_everyone()
     assert progress.best, "at least one evaluation"
     return progress.best
+
+
+def _choose_attention(model: PreTrainedModel, row_lengths: np.ndarray, accelerator: Accelerator) -> None:
+    """Where a CPU trains in bf16, PyTorch's fused attention is slow on its way back: of 16 tokens a row, a step takes 2.5
+    times as long as with transformers' eager one."""
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and row_lengths.max() <= EAGER_LENGTH:
+        model.set_attn_implementation("eager")
 
 
 def _backward(
