@@ -102,10 +102,23 @@ start_plain() { # and of one that has seen no augmented row
     start_from start-plain $RUN/teacher-plain-42 1,3,5
 }
 
+student() { # NAME SEED OPTIONS...: of the larger teacher's logits, without augmented rows
+    start_plain
+    local name=$1 seed=$2
+    shift 2
+    taught "$name" $RUN/start-plain "$seed" $STUDENT_OPTIONS "$@"
+}
+
+student_of_states() { # NAME SEED OPTIONS...: of the logits and hidden states of the teacher of seed 42
+    student_start
+    local name=$1 seed=$2
+    shift 2
+    distilled "$name" teacher-42 $RUN/student-start "$seed" $STUDENT_OPTIONS $STATES "$@"
+}
+
 row() { # teacher | mse | ... SEED: one row of the table
-    local name=$1-$2 start=$RUN/start-plain
+    local name=$1-$2
     if done_before "$name"; then return; fi
-    case $1 in soft | soft-by-loss | mse | mse-then-labels) start_plain ;; esac
     case $1 in
     larger)
         larger "$2"
@@ -118,26 +131,20 @@ row() { # teacher | mse | ... SEED: one row of the table
         start_from encoder-start $ENCODER 1,3,5
         labels "$name" $RUN/encoder-start "$2" $LABEL_OPTIONS
         ;;
-    soft) taught "$name" $start "$2" $STUDENT_OPTIONS --kd_loss=soft_cross_entropy ;;
-    soft-by-loss) taught "$name" $start "$2" $STUDENT_OPTIONS --kd_loss=soft_cross_entropy --measure=loss ;;
-    mse) taught "$name" $start "$2" $STUDENT_OPTIONS ;;
+    soft) student "$name" "$2" --kd_loss=soft_cross_entropy ;;
+    soft-by-loss) student "$name" "$2" --kd_loss=soft_cross_entropy --measure=loss ;;
+    mse) student "$name" "$2" ;;
     mse-of-alone)
         alone 42
         start_from start-of-alone $RUN/alone-42 1,3,5
         distilled "$name" alone-42 $RUN/start-of-alone "$2" $STUDENT_OPTIONS
         ;;
     mse-then-labels)
-        taught "mse-$2" $start "$2" $STUDENT_OPTIONS
+        student "mse-$2" "$2"
         labels "$name" "$RUN/mse-$2" "$2" --lr=2e-5 --epoch=1 --batch_size=64 --freeze_embeddings
         ;;
-    states)
-        student_start
-        distilled "$name" teacher-42 $RUN/student-start "$2" $STUDENT_OPTIONS $STATES --epoch=3
-        ;;
-    augmented)
-        student_start
-        distilled "$name" teacher-42 $RUN/student-start "$2" $STUDENT_OPTIONS $STATES $AUGMENTED
-        ;;
+    states) student_of_states "$name" "$2" --epoch=3 ;;
+    augmented) student_of_states "$name" "$2" $AUGMENTED ;;
     augmented-logits)
         student_start
         taught "$name" $RUN/student-start "$2" $STUDENT_OPTIONS $AUGMENTED
@@ -150,7 +157,7 @@ row() { # teacher | mse | ... SEED: one row of the table
     scored "$name"
 }
 
-ablation() { # NAME OPTIONS...: 2 epochs, seed 42, against the row "short", or "short-of-6-layers" where tokens are compared
+ablation() { # NAME OPTIONS...: 2 epochs, seed 42, against "short", or "short-of-6-layers" where tokens are compared
     local name=$1 start=$RUN/start-plain
     shift
     if done_before "$name-42"; then return; fi
@@ -210,7 +217,6 @@ mkdir -p $RUN $ROWS
 [ -e $DATA/tokenized/augmented.arrow ] || $PYTHON preprocess.py $COMMON --bert_model_name_or_path=$ENCODER
 case ${1:-all} in
 main) main_rows ;;
-augmented) augmented_rows ;;
 ablations) ablations ;;
 row) row "$2" "$3" ;;
 table) ;;
