@@ -38,6 +38,10 @@ def make_tokenizer(cls: str = "[CLS]", sep: str = "[SEP]", pad: str = "[PAD]") -
     )
 
 
+# What trains the same on every machine: without these, a GPU or bf16 is taken where there is one.
+ALIKE = ("--device=cpu", "--precision=fp32")
+
+
 def make_encoder(folder: Path, family: str, tokenizer: PreTrainedTokenizerFast | None = None, **sizes: int) -> str:
     """A random pretrained-like encoder without a classifier, in `folder`; returns the folder as a string."""
     tokenizer = tokenizer or make_tokenizer()
@@ -169,7 +173,7 @@ class Project:
         return self.script(
             "train", *self.common(), f"--bert_model_name_or_path={self.encoder}",
             f"--bert_output_dir={self.folder / out}",
-            f"--save_path={self.folder / out}.pt", "--lr=1e-2", "--epoch=2", "--batch_size=16", "--device=cpu", *more,
+            f"--save_path={self.folder / out}.pt", "--lr=1e-2", "--epoch=2", "--batch_size=16", *ALIKE, *more,
         )  # fmt: skip
 
     def distill(self, *more: str, start: str | None = None, out: str = "student"):
@@ -178,7 +182,7 @@ class Project:
             f"--teacher_bert_model_name_or_path={self.folder / 'teacher'}",
             f"--teacher_model_path={self.folder / 'teacher.pt'}",
             f"--bert_model_name_or_path={start or self.encoder}", f"--bert_output_dir={self.folder / out}",
-            f"--save_path={self.folder / out}.pt", "--lr=5e-3", "--epoch=1", "--batch_size=16", "--device=cpu", *more,
+            f"--save_path={self.folder / out}.pt", "--lr=5e-3", "--epoch=1", "--batch_size=16", *ALIKE, *more,
         )  # fmt: skip
 
     def prune(self, *more: str, source: str = "teacher", out: str = "pruned"):

@@ -157,7 +157,7 @@ def foreign(trained):
 
 
 def test_a_teacher_with_a_tokenizer_of_its_own(foreign):
-    code, stderr = foreign.trained.distill(*foreign.options, "--epoch=8", "--precision=fp32")
+    code, stderr = foreign.trained.distill(*foreign.options, "--epoch=8")
     assert code == 0, stderr
     (kept,) = (foreign.data / "tokenized").glob("teacher-*-train-0.safetensors")
     assert not list((foreign.trained.data / "tokenized").glob("teacher-*"))

@@ -114,7 +114,7 @@ def test_a_batch_in_parts_is_the_same_step(trained):
     for parts in (1, 3):
         out = f"parts{parts}"
         options = [f"--bert_model_name_or_path={config.parent}", f"--accumulation_steps={parts}", "--lr=1e-3"]
-        assert trained.train(*options, "--precision=fp32", out=out)[0] == 0
+        assert trained.train(*options, out=out)[0] == 0
         found.append(torch.load(trained.folder / f"{out}.pt", weights_only=True))
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, atol=1e-4, rtol=1e-3)
