@@ -3,7 +3,7 @@
 # accuracy table of the README from what results/sst2/accuracy holds.
 #
 #     benchmarks/sst2.sh               # all rows: five hours on 2 cores with bf16, a day without
-#     benchmarks/sst2.sh main          # the rows that are compared, 3 seeds each
+#     benchmarks/sst2.sh main          # the first table: 3 seeds of the rows that are compared, 1 of the others
 #     benchmarks/sst2.sh row mse 43    # one of them, of one seed
 #     benchmarks/sst2.sh ablations | table
 #
@@ -18,6 +18,8 @@ COMMON="--config=configs/config-bert-cls.json --data_dir=$DATA"
 # The larger teacher has a tokenizer of its own.
 LARGE=all-mpnet-base-v2 LARGE_DATA=data/sst2-mpnet
 LARGE_CONFIG="--config=configs/config-mpnet-cls.json"
+# Augmented rows that are whole sentences or long parts of them, as those that are classified in the end.
+SENTENCES=data/sst2-sentences WORDS=12
 LARGE_OPTIONS="--lr=3e-5 --epoch=1 --batch_size=32 --eval_steps=500"
 ALONE_OPTIONS="--lr=1e-4 --epoch=1 --batch_size=32 --eval_steps=500"
 TEACHER_OPTIONS="--kd_loss=mse --lr=1.5e-4 --batch_size=64 --dropout=0 --measure=loss"
@@ -109,11 +111,21 @@ student() { # NAME SEED OPTIONS...: of the larger teacher's logits, without augm
     taught "$name" $RUN/start-plain "$seed" $STUDENT_OPTIONS "$@"
 }
 
-student_of_states() { # NAME SEED OPTIONS...: of the logits and hidden states of the teacher of seed 42
+states() { # SEED: student of the logits and hidden states of the teacher of seed 42
     student_start
-    local name=$1 seed=$2
-    shift 2
-    distilled "$name" teacher-42 $RUN/student-start "$seed" $STUDENT_OPTIONS $STATES "$@"
+    distilled "states-$1" teacher-42 $RUN/student-start "$1" $STUDENT_OPTIONS $STATES --epoch=3
+}
+
+sentences() { # the data with variants of train.txt's rows of WORDS words and more
+    local long=$SENTENCES/long
+    [ ! -e $SENTENCES/tokenized/augmented.arrow ] || return 0
+    mkdir -p $long
+    cp $DATA/{train,valid,test}.txt $SENTENCES
+    cp $DATA/{valid,test}.txt $long
+    awk -F'\t' -v words=$WORDS 'split($1, _, " ") >= words' $DATA/train.txt >$long/train.txt
+    $PYTHON augment_data.py --data_dir=$long --bert_model_name_or_path=$ENCODER --n_iter=8 --mask_ratio=0
+    cp $long/augmented.txt $SENTENCES
+    $PYTHON preprocess.py $COMMON --data_dir=$SENTENCES --bert_model_name_or_path=$ENCODER
 }
 
 row() { # teacher | mse | ... SEED: one row of the table
@@ -143,8 +155,16 @@ row() { # teacher | mse | ... SEED: one row of the table
         student "mse-$2" "$2"
         labels "$name" "$RUN/mse-$2" "$2" --lr=2e-5 --epoch=1 --batch_size=64 --freeze_embeddings
         ;;
-    states) student_of_states "$name" "$2" --epoch=3 ;;
-    augmented) student_of_states "$name" "$2" $AUGMENTED ;;
+    states) states "$2" ;;
+    augmented)
+        states "$2"
+        sentences
+        distilled "$name" teacher-42 "$RUN/states-$2" "$2" --data_dir=$SENTENCES $STUDENT_OPTIONS $STATES $AUGMENTED
+        ;;
+    augmented-at-once)
+        student_start
+        distilled "$name" teacher-42 $RUN/student-start "$2" $STUDENT_OPTIONS $STATES $AUGMENTED
+        ;;
     augmented-logits)
         student_start
         taught "$name" $RUN/student-start "$2" $STUDENT_OPTIONS $AUGMENTED
@@ -185,26 +205,26 @@ ablation() { # NAME OPTIONS...: 2 epochs, seed 42, against "short", or "short-of
 main_rows() {
     local name seed
     row larger 42
-    for name in teacher states augmented mse labels alone soft mse-then-labels mse-of-alone soft-by-loss teacher-plain \
-        augmented-logits; do
+    for name in teacher states augmented mse labels soft mse-then-labels alone soft-by-loss; do
         for seed in $SEEDS; do row $name "$seed"; done
     done
+    for name in teacher-plain augmented-at-once augmented-logits mse-of-alone; do row $name 42; done
 }
 
 ablations() {
     ablation short --kd_loss=mse --dropout=0
-    ablation frozen --kd_loss=mse --dropout=0 --freeze_embeddings
-    ablation dropout --kd_loss=mse
-    ablation soft-1 --dropout=0
-    ablation soft-4 --dropout=0 --temperature=4
-    ablation label-mix --kd_loss=mse --dropout=0 --label_ratio=0.5
     ablation layers-0.2.4 --kd_loss=mse --dropout=0
-    ablation layers-0.1.2 --kd_loss=mse --dropout=0
     ablation layers-3.4.5 --kd_loss=mse --dropout=0
+    ablation layers-0.1.2 --kd_loss=mse --dropout=0
     ablation untuned --kd_loss=mse --dropout=0
     ablation short-of-6-layers --kd_loss=mse --dropout=0
     ablation short-states --kd_loss=mse --dropout=0 $STATES
     ablation relations --kd_loss=mse --dropout=0 --relation_loss_ratio=1
+    ablation soft-1 --dropout=0
+    ablation soft-4 --dropout=0 --temperature=4
+    ablation label-mix --kd_loss=mse --dropout=0 --label_ratio=0.5
+    ablation frozen --kd_loss=mse --dropout=0 --freeze_embeddings
+    ablation dropout --kd_loss=mse
 }
 
 table() { $PYTHON -m benchmarks.sst2_table; }

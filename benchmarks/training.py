@@ -34,7 +34,7 @@ from utils.checkpoint import load_tokenizer
 from utils.cli import run
 from utils.config import load_config
 from utils.data import collate, lengths, load_data, shuffled_batches
-from utils.devices import make_accelerator
+from utils.devices import has_bf16, make_accelerator
 from utils.distillation import Weights, distillation_losses
 from utils.files import write_json
 from utils.losses import logits_mse
@@ -112,7 +112,7 @@ def time_trainer(args: argparse.Namespace) -> float:
     with tempfile.TemporaryDirectory() as folder:
         options = TrainingArguments(
             output_dir=folder, use_cpu=True, per_device_train_batch_size=BATCH, max_steps=args.steps + WARMUP_STEPS,
-            learning_rate=LR, optim="adamw_torch_fused", bf16=has_bf16(), report_to=[], save_strategy="no",
+            learning_rate=LR, optim="adamw_torch_fused", bf16=has_bf16("cpu"), report_to=[], save_strategy="no",
             train_sampling_strategy="group_by_length", disable_tqdm=True, logging_strategy="no",
         )  # fmt: skip
         trainer = DistillationTrainer(
@@ -146,11 +146,6 @@ def time_ours(args: argparse.Namespace, dropout: bool) -> float:
     return (time.perf_counter() - starts[WARMUP_STEPS]) / args.steps + labelling / EPOCHS
 
 
-def has_bf16() -> bool:
-    """Whether this CPU multiplies bf16."""
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
-
-
 def measure(way: str) -> float:
     """Seconds of a step, from a process of its own, which is this script with the same options."""
     command = [sys.executable, "-m", "benchmarks.training", *sys.argv[1:], f"--way={way}"]
@@ -179,7 +174,7 @@ def main() -> None:
     ]  # fmt: skip
     results = Path(__file__).resolve().parent.parent / "results"
     results.mkdir(exist_ok=True)
-    settings = {"batch_size": BATCH, "steps": args.steps, "bf16": has_bf16(), "epochs": EPOCHS}
+    settings = {"batch_size": BATCH, "steps": args.steps, "bf16": has_bf16("cpu"), "epochs": EPOCHS}
     found = {"machine": describe_machine(), "settings": settings, "seconds_a_step": seconds, "examples_per_s": rate}
     write_json(results / "training.json", found | {"targets": targets})
     for target in targets:

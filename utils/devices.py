@@ -25,6 +25,13 @@ def choose_device(device: str) -> str:
     return device
 
 
+def has_bf16(device: str) -> bool:
+    """Whether the hardware multiplies bf16; `device` is cpu, cuda or mps."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
 def make_accelerator(device: str, precision: str) -> Accelerator:
     """Accelerate's handle on this process: device, autocast, and the other processes where a launcher started several.
 
@@ -36,13 +43,8 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
         UserError: the device is not there, or cannot do the precision.
     """
     device = choose_device(device)
-    has_bf16 = {
-        "cpu": torch.cpu.get_capabilities().get("avx512_bf16", False),
-        "cuda": device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
-        "mps": False,
-    }[device]
     if precision == "auto":
-        precision = "bf16" if has_bf16 else "fp32"
+        precision = "bf16" if has_bf16(device) else "fp32"
     if precision == "fp16" and device != "cuda":
         raise UserError("--precision=fp16 needs a CUDA device: choose bf16, fp32 or auto")
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
