@@ -21,6 +21,7 @@ from safetensors import safe_open
 from faults.processes import Recipe, die, nothing, start, wait
 from utils import timing
 from utils.quantization import CANDIDATES
+from utils.resume import unfinished_path
 from utils.runtime import Predictor
 
 SAVE_STEPS = 5  # as in Recipe
@@ -116,11 +117,6 @@ def random_kills(recipe: Recipe, script: str, kills: int, seed: int) -> list[str
         RuntimeError: a run that nothing disturbs fails.
     """
     folder, steps = recipe.folder / f"{script}-kills", recipe.folder / "steps"
-    started = time.monotonic()
-    recipe.must(script, recipe.folder / f"{script}-whole")
-    duration = time.monotonic() - started
-    expected = weights(recipe.folder / f"{script}-whole")
-    generator, lost, done_kills = random.Random(seed), [], 0
 
     def count_steps() -> None:
         step = torch.optim.AdamW.step
@@ -132,6 +128,13 @@ def random_kills(recipe: Recipe, script: str, kills: int, seed: int) -> list[str
 
         torch.optim.AdamW.step = counted
 
+    steps.write_bytes(b"")
+    started = time.monotonic()
+    if recipe.run(script, recipe.folder / f"{script}-whole", change=count_steps):
+        raise RuntimeError(recipe.log.read_text())
+    duration, total = time.monotonic() - started, steps.stat().st_size
+    expected = weights(recipe.folder / f"{script}-whole")
+    generator, lost, done_kills = random.Random(seed), [], 0
     while done_kills < kills:
         out = folder / f"run{done_kills}"
         folder.mkdir(exist_ok=True)
@@ -153,8 +156,8 @@ def random_kills(recipe: Recipe, script: str, kills: int, seed: int) -> list[str
             if code == -signal.SIGKILL:
                 done_kills += 1
                 lost += corrupt_files(folder)
-                # Killed after the end, before the process was gone.
-                finished = "[Best]" in log
+                # Killed after its end, which is when it removes what it kept, before the process was gone.
+                finished = reached == total and not unfinished_path(out).exists()
             elif code:
                 lost.append(f"{script}: exit code {code}: {log[-300:]}")
                 return lost
