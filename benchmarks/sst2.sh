@@ -111,11 +111,6 @@ student() { # NAME SEED OPTIONS...: of the larger teacher's logits, without augm
     taught "$name" $RUN/start-plain "$seed" $STUDENT_OPTIONS "$@"
 }
 
-states() { # SEED: student of the logits and hidden states of the teacher of seed 42
-    student_start
-    distilled "states-$1" teacher-42 $RUN/student-start "$1" $STUDENT_OPTIONS $STATES --epoch=3
-}
-
 sentences() { # the data with variants of train.txt's rows of WORDS words and more
     local long=$SENTENCES/long
     [ ! -e $SENTENCES/tokenized/augmented.arrow ] || return 0
@@ -128,14 +123,10 @@ sentences() { # the data with variants of train.txt's rows of WORDS words and mo
     $PYTHON preprocess.py $COMMON --data_dir=$SENTENCES --bert_model_name_or_path=$ENCODER
 }
 
-row() { # teacher | mse | ... SEED: one row of the table
+model() { # NAME SEED: the trained model of a row
     local name=$1-$2
-    if done_before "$name"; then return; fi
     case $1 in
-    larger)
-        larger "$2"
-        scored "$name" $LARGE_CONFIG --data_dir=$LARGE_DATA
-        ;;
+    larger) larger "$2" ;;
     alone) alone "$2" ;;
     teacher) teacher "$2" ;;
     teacher-plain) teacher_plain "$2" ;;
@@ -151,13 +142,12 @@ row() { # teacher | mse | ... SEED: one row of the table
         start_from start-of-alone $RUN/alone-42 1,3,5
         distilled "$name" alone-42 $RUN/start-of-alone "$2" $STUDENT_OPTIONS
         ;;
-    mse-then-labels)
-        student "mse-$2" "$2"
-        labels "$name" "$RUN/mse-$2" "$2" --lr=2e-5 --epoch=1 --batch_size=64 --freeze_embeddings
+    states)
+        student_start
+        distilled "$name" teacher-42 $RUN/student-start "$2" $STUDENT_OPTIONS $STATES --epoch=3
         ;;
-    states) states "$2" ;;
     augmented)
-        states "$2"
+        model states "$2"
         sentences
         distilled "$name" teacher-42 "$RUN/states-$2" "$2" --data_dir=$SENTENCES $STUDENT_OPTIONS $STATES $AUGMENTED
         ;;
@@ -169,12 +159,25 @@ row() { # teacher | mse | ... SEED: one row of the table
         student_start
         taught "$name" $RUN/student-start "$2" $STUDENT_OPTIONS $AUGMENTED
         ;;
+    mse-then-labels | states-then-labels | augmented-then-labels)
+        local first=${1%-then-labels}
+        model "$first" "$2"
+        labels "$name" "$RUN/$first-$2" "$2" --lr=2e-5 --epoch=1 --batch_size=64 --freeze_embeddings
+        ;;
     *)
         echo "benchmarks/sst2.sh: unknown row $1" >&2
         exit 2
         ;;
     esac
-    scored "$name"
+}
+
+row() { # NAME SEED: one row of the table
+    if done_before "$1-$2"; then return; fi
+    model "$1" "$2"
+    case $1 in
+    larger) scored "$1-$2" $LARGE_CONFIG --data_dir=$LARGE_DATA ;;
+    *) scored "$1-$2" ;;
+    esac
 }
 
 ablation() { # NAME OPTIONS...: 2 epochs, seed 42, against "short", or "short-of-6-layers" where tokens are compared
@@ -205,7 +208,8 @@ ablation() { # NAME OPTIONS...: 2 epochs, seed 42, against "short", or "short-of
 main_rows() {
     local name seed
     row larger 42
-    for name in teacher states augmented mse labels soft mse-then-labels alone soft-by-loss; do
+    for name in teacher states augmented augmented-then-labels mse labels soft mse-then-labels alone soft-by-loss \
+        states-then-labels; do
         for seed in $SEEDS; do row $name "$seed"; done
     done
     for name in teacher-plain augmented-at-once augmented-logits mse-of-alone; do row $name 42; done

@@ -29,6 +29,8 @@ COMPARED = {
     "mse-then-labels": ("the same, then trained on the labels", "-"),
     "states": ("distilled: MSE of the teacher's logits and hidden states", "later 0.9072"),
     "augmented": ("the same, then once more, with variants of sentences", "0.9149"),
+    "augmented-then-labels": ("the same, then trained on the labels", "-"),
+    "states-then-labels": ("MSE of logits and hidden states, then trained on the labels", "-"),
     "augmented-at-once": ("the same but at once, with variants of all rows", "-"),
     "augmented-logits": ("distilled: MSE of the larger teacher's logits, with augmented rows", "-"),
     "mse-of-alone": ("distilled: MSE, from the 6 layers trained on the labels alone", "-"),
