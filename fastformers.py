@@ -88,7 +88,7 @@ def parse_args() -> argparse.Namespace:
         "--teacher_layers", type=layer_list,
         help="the teacher's layer that each of the student's learns from, such as 1,3,5; without it, each block's last",
     )  # fmt: skip
-    add_training_options(parser, epochs=5)
+    add_training_options(parser, lr=2e-4, epochs=5)
     return parser.parse_args()
 
 

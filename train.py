@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
         help="checkpoint to start from: a pretrained encoder or a classifier",
     )
     add_output_options(parser)
-    add_training_options(parser, epochs=3)
+    add_training_options(parser, lr=1e-4, epochs=3)
     return parser.parse_args()
 
 

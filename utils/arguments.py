@@ -93,12 +93,15 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--log_dir", help="folder for TensorBoard's event files; without it there are none")
 
 
-def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
+def add_training_options(parser: argparse.ArgumentParser, lr: float, epochs: int) -> None:
     """Hyperparameters and hardware of the training loop, and how it can be continued."""
     group = parser.add_argument_group("training")
-    group.add_argument("--lr", type=positive_float, default=5e-5, help="peak learning rate")
+    group.add_argument(
+        "--lr", type=positive_float, default=lr,
+        help="peak learning rate; for encoders of MiniLM's size, and 2e-5 to 5e-5 for those of BERT-base's",
+    )  # fmt: skip
     group.add_argument("--epoch", type=positive_int, default=epochs, help="passes over train.txt")
-    group.add_argument("--batch_size", type=positive_int, default=64, help="rows a step, over all processes together")
+    group.add_argument("--batch_size", type=positive_int, default=32, help="rows a step, over all processes together")
     group.add_argument(
         "--accumulation_steps", type=positive_int, default=1,
         help="parts in which a step's rows are computed, one after the other, where memory is short",
