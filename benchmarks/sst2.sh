@@ -18,9 +18,9 @@ COMMON="--config=configs/config-bert-cls.json --data_dir=$DATA"
 # The larger teacher has a tokenizer of its own.
 LARGE=all-mpnet-base-v2 LARGE_DATA=data/sst2-mpnet
 LARGE_CONFIG="--config=configs/config-mpnet-cls.json"
+LARGE_OPTIONS="--lr=3e-5 --epoch=1 --batch_size=32 --eval_steps=500"
 # Augmented rows that are whole sentences or long parts of them, as those that are classified in the end.
 SENTENCES=data/sst2-sentences WORDS=12
-LARGE_OPTIONS="--lr=3e-5 --epoch=1 --batch_size=32 --eval_steps=500"
 ALONE_OPTIONS="--lr=1e-4 --epoch=1 --batch_size=32 --eval_steps=500"
 TEACHER_OPTIONS="--kd_loss=mse --lr=1.5e-4 --batch_size=64 --dropout=0 --measure=loss"
 STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0"
@@ -111,6 +111,11 @@ student() { # NAME SEED OPTIONS...: of the larger teacher's logits, without augm
     taught "$name" $RUN/start-plain "$seed" $STUDENT_OPTIONS "$@"
 }
 
+student_of_states() { # NAME START SEED OPTIONS...: of the logits and hidden states of the teacher of seed 42
+    student_start
+    distilled "$1" teacher-42 "$2" "$3" $STUDENT_OPTIONS $STATES "${@:4}"
+}
+
 sentences() { # the data with variants of train.txt's rows of WORDS words and more
     local long=$SENTENCES/long
     [ ! -e $SENTENCES/tokenized/augmented.arrow ] || return 0
@@ -142,19 +147,13 @@ model() { # NAME SEED: the trained model of a row
         start_from start-of-alone $RUN/alone-42 1,3,5
         distilled "$name" alone-42 $RUN/start-of-alone "$2" $STUDENT_OPTIONS
         ;;
-    states)
-        student_start
-        distilled "$name" teacher-42 $RUN/student-start "$2" $STUDENT_OPTIONS $STATES --epoch=3
-        ;;
+    states) student_of_states "$name" $RUN/student-start "$2" --epoch=3 ;;
     augmented)
         model states "$2"
         sentences
-        distilled "$name" teacher-42 "$RUN/states-$2" "$2" --data_dir=$SENTENCES $STUDENT_OPTIONS $STATES $AUGMENTED
+        student_of_states "$name" "$RUN/states-$2" "$2" --data_dir=$SENTENCES $AUGMENTED
         ;;
-    augmented-at-once)
-        student_start
-        distilled "$name" teacher-42 $RUN/student-start "$2" $STUDENT_OPTIONS $STATES $AUGMENTED
-        ;;
+    augmented-at-once) student_of_states "$name" $RUN/student-start "$2" $AUGMENTED ;;
     augmented-logits)
         student_start
         taught "$name" $RUN/student-start "$2" $STUDENT_OPTIONS $AUGMENTED

@@ -130,8 +130,7 @@ def random_kills(recipe: Recipe, script: str, kills: int, seed: int) -> list[str
 
     steps.write_bytes(b"")
     started = time.monotonic()
-    if recipe.run(script, recipe.folder / f"{script}-whole", change=count_steps):
-        raise RuntimeError(recipe.log.read_text())
+    recipe.must(script, recipe.folder / f"{script}-whole", change=count_steps)
     duration, total = time.monotonic() - started, steps.stat().st_size
     expected = weights(recipe.folder / f"{script}-whole")
     generator, lost, done_kills = random.Random(seed), [], 0

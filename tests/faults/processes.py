@@ -115,13 +115,13 @@ class Recipe:
         """Run a step to its end; returns its exit code."""
         return run(script, self.arguments(script, str(out), *more), self.log, change)
 
-    def must(self, script: str, out: str | Path, *more: str) -> None:
+    def must(self, script: str, out: str | Path, *more: str, change: Callable[[], None] = nothing) -> None:
         """Run a step that has to succeed.
 
         Raises:
             RuntimeError: it fails.
         """
-        if self.run(script, out, *more):
+        if self.run(script, out, *more, change=change):
             raise RuntimeError(self.log.read_text())
 
 
