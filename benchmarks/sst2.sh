@@ -16,7 +16,7 @@ DATA=data/sst2 RUN=runs/sst2-rows ROWS=results/sst2/accuracy ENCODER=embeddings/
 PYTHON=.venv/bin/python SEEDS="42 43 44"
 COMMON="--config=configs/config-bert-cls.json --data_dir=$DATA"
 # The larger teacher has a tokenizer of its own.
-LARGE=all-mpnet-base-v2 LARGE_DATA=data/sst2-mpnet
+LARGE=all-mpnet-base-v2
 LARGE_CONFIG="--config=configs/config-mpnet-cls.json"
 LARGE_OPTIONS="--lr=3e-5 --epoch=1 --batch_size=32 --eval_steps=500"
 # Augmented rows that are whole sentences or long parts of them, as those that are classified in the end.
@@ -62,14 +62,17 @@ distilled() { # NAME TEACHER START SEED OPTIONS...
         --seed="$seed" "$@"
 }
 
+for_larger() { # FOLDER: its rows as the larger teacher reads them, in FOLDER-mpnet
+    [ ! -e "$1-mpnet/tokenized/augmented.arrow" ] || return 0
+    mkdir -p "$1-mpnet"
+    cp "$1"/{train,valid,test,augmented}.txt "$1-mpnet"
+    $PYTHON preprocess.py $LARGE_CONFIG --data_dir="$1-mpnet" --bert_model_name_or_path=embeddings/$LARGE
+}
+
 larger() { # SEED
     $PYTHON embeddings/fetch.py $LARGE
-    if [ ! -e $LARGE_DATA/tokenized ]; then
-        mkdir -p $LARGE_DATA
-        cp $DATA/{train,valid,test,augmented}.txt $LARGE_DATA
-        $PYTHON preprocess.py $LARGE_CONFIG --data_dir=$LARGE_DATA --bert_model_name_or_path=embeddings/$LARGE
-    fi
-    labels "larger-$1" embeddings/$LARGE "$1" $LARGE_CONFIG --data_dir=$LARGE_DATA $LARGE_OPTIONS
+    for_larger $DATA
+    labels "larger-$1" embeddings/$LARGE "$1" $LARGE_CONFIG --data_dir=$DATA-mpnet $LARGE_OPTIONS
 }
 
 alone() { labels "alone-$1" $ENCODER "$1" $ALONE_OPTIONS; }
@@ -79,7 +82,7 @@ taught() { # NAME START SEED OPTIONS...: distilled from the larger teacher of se
     local name=$1 start=$2 seed=$3
     shift 3
     distilled "$name" larger-42 "$start" "$seed" --teacher_config=configs/config-mpnet-cls.json \
-        --teacher_data_dir=$LARGE_DATA "$@"
+        --teacher_data_dir=$DATA-mpnet "$@"
 }
 
 teacher() { # SEED
@@ -153,6 +156,12 @@ model() { # NAME SEED: the trained model of a row
         sentences
         student_of_states "$name" "$RUN/states-$2" "$2" --data_dir=$SENTENCES $AUGMENTED
         ;;
+    augmented-then-larger)
+        model augmented "$2"
+        for_larger $SENTENCES
+        taught "$name" "$RUN/augmented-$2" "$2" $STUDENT_OPTIONS --lr=1e-4 --data_dir=$SENTENCES \
+            --teacher_data_dir=$SENTENCES-mpnet $AUGMENTED --eval_steps=1150
+        ;;
     augmented-at-once) student_of_states "$name" $RUN/student-start "$2" $AUGMENTED ;;
     augmented-logits)
         student_start
@@ -174,7 +183,7 @@ row() { # NAME SEED: one row of the table
     if done_before "$1-$2"; then return; fi
     model "$1" "$2"
     case $1 in
-    larger) scored "$1-$2" $LARGE_CONFIG --data_dir=$LARGE_DATA ;;
+    larger) scored "$1-$2" $LARGE_CONFIG --data_dir=$DATA-mpnet ;;
     *) scored "$1-$2" ;;
     esac
 }
@@ -207,8 +216,8 @@ ablation() { # NAME OPTIONS...: 2 epochs, seed 42, against "short", or "short-of
 main_rows() {
     local name seed
     row larger 42
-    for name in teacher states augmented augmented-then-labels mse labels soft mse-then-labels alone soft-by-loss \
-        states-then-labels; do
+    for name in teacher states augmented augmented-then-larger augmented-then-labels mse labels soft mse-then-labels \
+        alone soft-by-loss states-then-labels; do
         for seed in $SEEDS; do row $name "$seed"; done
     done
     for name in teacher-plain augmented-at-once augmented-logits mse-of-alone; do row $name 42; done
