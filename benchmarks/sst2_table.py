@@ -109,12 +109,15 @@ def main() -> None:
         temporary.write_text(BETWEEN.sub(lambda found: found[1] + "\n" + table + "\n" + found[2], text), "utf-8")
     targets = [target(f"{row}_accuracy", scores, row, needs) for row, needs in TARGETS.items() if row in scores]
     teachers = scores.get("teacher", {}).get("test", {})
-    for row in AS_GOOD_AS_TEACHER:
-        if row in scores and THEIR_TEACHER in teachers:
-            targets.append(target(f"{row}_as_good_as_their_teacher", scores, row, teachers[THEIR_TEACHER]))
-        if row in scores and teachers:
-            mean = statistics.mean(teachers.values())
-            targets.append(target(f"{row}_as_good_as_mean_teacher", scores, row, mean))
+    bars = {"their_teacher": teachers[THEIR_TEACHER]} if THEIR_TEACHER in teachers else {}
+    if teachers:
+        bars["mean_teacher"] = statistics.mean(teachers.values())
+    targets += [
+        target(f"{row}_as_good_as_{bar}", scores, row, needs)
+        for row in AS_GOOD_AS_TEACHER
+        if row in scores
+        for bar, needs in bars.items()
+    ]
     # The machine, versions and commit of every row are in its own file.
     write_json(ROOT / "results/sst2/accuracy.json", {"accuracy": scores, "targets": targets})
     for found in targets:

@@ -45,11 +45,12 @@ def test_table_and_targets(root, capsys):
     assert (root / "README.md").read_text() == text
 
 
-def test_augmented_rows_are_compared_with_their_teacher_and_with_all(root, capsys):
+@pytest.mark.parametrize("row", ["augmented-then-labels", "augmented-then-larger"])
+def test_augmented_rows_are_compared_with_their_teacher_and_with_all(root, capsys, row):
     add(root, "teacher", {42: 0.93, 43: 0.94, 44: 0.95})
-    add(root, "augmented-then-larger", {42: 0.92, 43: 0.95, 44: 0.94})
+    add(root, row, {42: 0.92, 43: 0.95, 44: 0.94})
     sst2_table.main()
     shown = capsys.readouterr().out
-    assert "target: augmented-then-larger_accuracy_of_3_seeds measured 0.9367 needs 0.9149 ok" in shown
-    assert "target: augmented-then-larger_as_good_as_their_teacher_of_3_seeds measured 0.9367 needs 0.93 ok" in shown
-    assert "target: augmented-then-larger_as_good_as_mean_teacher_of_3_seeds measured 0.9367 needs 0.94 short" in shown
+    assert f"target: {row}_accuracy_of_3_seeds measured 0.9367 needs 0.9149 ok" in shown
+    assert f"target: {row}_as_good_as_their_teacher_of_3_seeds measured 0.9367 needs 0.93 ok" in shown
+    assert f"target: {row}_as_good_as_mean_teacher_of_3_seeds measured 0.9367 needs 0.94 short" in shown
