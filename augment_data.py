@@ -18,7 +18,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-import utils.environment  # isort: skip  # noqa: F401
+import utils.system.environment  # isort: skip  # noqa: F401
 
 from utils.arguments import (
     add_column_options,
@@ -30,12 +30,13 @@ from utils.arguments import (
     share,
     text_columns,
 )
-from utils.augmentation import Ratios, augmented_chunks, finish, nearest_words, read_unfinished, write_chunks
-from utils.bars import progress_bar
-from utils.checkpoint import load_tokenizer
-from utils.cli import UserError, run
-from utils.files import check_output_folder
-from utils.texts import AUGMENTED, SPLITS, read_labels, read_rows, split_path
+from utils.data.augmentation import Ratios, augmented_chunks, finish, nearest_words, read_unfinished, write_chunks
+from utils.data.texts import AUGMENTED, SPLITS, read_labels, read_rows, split_path
+from utils.models.checkpoint import load_tokenizer
+from utils.system.bars import progress_bar
+from utils.system.cli import run
+from utils.system.errors import UserError
+from utils.system.files import check_output_folder
 
 logger = logging.getLogger(__name__)
 

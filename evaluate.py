@@ -20,23 +20,24 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import utils.environment  # isort: skip  # noqa: F401
+import utils.system.environment  # isort: skip  # noqa: F401
 
 import numpy as np
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 
 from utils.arguments import add_checkpoint_options, add_data_options, add_device_option, positive_int, script_parser
-from utils.bars import progress_bar
-from utils.checkpoint import check_labels, load_hub_config, load_tokenizer
-from utils.cli import UserError, run
-from utils.config import Config, load_config
-from utils.data import batches_by_length, collate, lengths, load_data, row_labels
-from utils.devices import choose_device
-from utils.engines import Engine, graph_size, onnx_engine, open_pytorch
-from utils.files import check_output_file, write_json
-from utils.instances import allowed_cores, serve
-from utils.machine import describe_machine
-from utils.timing import WARMUP_BATCHES, latency_summary, timed
+from utils.data.tables import batches_by_length, collate, lengths, load_data, row_labels
+from utils.measuring.engines import Engine, graph_size, onnx_engine, open_pytorch
+from utils.measuring.instances import allowed_cores, serve
+from utils.measuring.timing import WARMUP_BATCHES, latency_summary, timed
+from utils.models.checkpoint import check_labels, load_hub_config, load_tokenizer
+from utils.models.config import Config, load_config
+from utils.system.bars import progress_bar
+from utils.system.cli import run
+from utils.system.devices import choose_device
+from utils.system.errors import UserError
+from utils.system.files import check_output_file, write_json
+from utils.system.machine import describe_machine
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ Several processes: `accelerate launch fastformers.py ...` or `torchrun --nproc_p
 import argparse
 import logging
 
-import utils.environment  # isort: skip  # noqa: F401
+import utils.system.environment  # isort: skip  # noqa: F401
 
 import torch
 from accelerate.utils import set_seed
@@ -35,20 +35,21 @@ from utils.arguments import (
     share,
     training_settings,
 )
-from utils.checkpoint import check_same_tokenizer, load_tokenizer
-from utils.cli import UserError, run
-from utils.config import load_config
-from utils.data import Data, check_same_rows, load_data, with_augmented_rows
-from utils.devices import make_accelerator
-from utils.distillation import Weights, add_projection, distillation_losses, paired_layers, without_projection
-from utils.files import check_output_file, check_output_folder
-from utils.labelling import teacher_logits
-from utils.losses import KD_LOSSES
-from utils.model import freeze_embeddings, load_model, save_checkpoint, set_dropout
-from utils.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
-from utils.scalars import scalars_into
-from utils.scoring import score
-from utils.training import train
+from utils.data.tables import Data, check_same_rows, load_data, with_augmented_rows
+from utils.models.checkpoint import check_same_tokenizer, load_tokenizer
+from utils.models.classifier import freeze_embeddings, load_model, save_checkpoint, set_dropout
+from utils.models.config import load_config
+from utils.system.cli import run
+from utils.system.devices import make_accelerator
+from utils.system.errors import UserError
+from utils.system.files import check_output_file, check_output_folder
+from utils.training.distillation import Weights, add_projection, distillation_losses, paired_layers, without_projection
+from utils.training.loop import train
+from utils.training.losses import KD_LOSSES
+from utils.training.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
+from utils.training.scalars import scalars_into
+from utils.training.scoring import score
+from utils.training.teacher import teacher_logits
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from utils.arguments import positive_int, script_parser
-from utils.cli import UserError, run
+from utils.data.tokenization import Text
 from utils.runtime import Prediction, Predictor
-from utils.tokenization import Text
+from utils.system.cli import run
+from utils.system.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:

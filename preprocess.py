@@ -16,15 +16,15 @@ import itertools
 import logging
 from pathlib import Path
 
-import utils.environment  # isort: skip  # noqa: F401
+import utils.system.environment  # isort: skip  # noqa: F401
 
 from utils.arguments import add_column_options, add_text_options, positive_int, script_parser, text_columns
-from utils.bars import progress_bar
-from utils.checkpoint import check_same_tokenizer, load_hub_config, load_tokenizer
-from utils.cli import run
-from utils.config import load_config
-from utils.data import tokenize_data
-from utils.files import check_output_folder
+from utils.data.tables import tokenize_data
+from utils.models.checkpoint import check_same_tokenizer, load_hub_config, load_tokenizer
+from utils.models.config import load_config
+from utils.system.bars import progress_bar
+from utils.system.cli import run
+from utils.system.files import check_output_folder
 
 logger = logging.getLogger(__name__)
 

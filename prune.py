@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-import utils.environment  # isort: skip  # noqa: F401
+import utils.system.environment  # isort: skip  # noqa: F401
 
 import datasets
 import torch
@@ -44,17 +44,14 @@ from utils.arguments import (
     script_parser,
     whole_number,
 )
-from utils.bars import progress_bar
-from utils.budget import head_macs, neuron_macs, spread
-from utils.checkpoint import load_tokenizer
-from utils.cli import UserError, run
-from utils.config import load_config
-from utils.data import Data, collate, lengths, load_data, shuffled_batches
-from utils.devices import make_accelerator
-from utils.families import head_size_of, layer_shapes
-from utils.files import check_output_file, check_output_folder
-from utils.first_token import first_token_only
-from utils.importance import (
+from utils.data.tables import Data, collate, lengths, load_data, shuffled_batches
+from utils.models.checkpoint import load_tokenizer
+from utils.models.classifier import load_model, save_checkpoint
+from utils.models.config import load_config
+from utils.models.families import head_size_of, layer_shapes
+from utils.models.first_token import first_token_only
+from utils.pruning.budget import head_macs, neuron_macs, spread
+from utils.pruning.importance import (
     GRADIENT_SCORES,
     Scores,
     first_order,
@@ -66,15 +63,19 @@ from utils.importance import (
     rearranged,
     width_gradients,
 )
-from utils.latency import fit_latency
-from utils.losses import logits_mse
-from utils.model import load_model, save_checkpoint
-from utils.narrow import keep_layers, narrow_layer, narrow_width
-from utils.recovery import recover
-from utils.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
-from utils.scoring import predict, score
-from utils.training import Settings, train
-from utils.vocabulary import prune_embeddings, smaller_tokenizer, used_ids
+from utils.pruning.latency_budget import fit_latency
+from utils.pruning.narrow import keep_layers, narrow_layer, narrow_width
+from utils.pruning.recovery import recover
+from utils.pruning.vocabulary import prune_embeddings, smaller_tokenizer, used_ids
+from utils.system.bars import progress_bar
+from utils.system.cli import run
+from utils.system.devices import make_accelerator
+from utils.system.errors import UserError
+from utils.system.files import check_output_file, check_output_folder
+from utils.training.loop import Settings, train
+from utils.training.losses import logits_mse
+from utils.training.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
+from utils.training.scoring import predict, score
 
 logger = logging.getLogger(__name__)
 

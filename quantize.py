@@ -23,7 +23,7 @@ import logging
 from functools import partial
 from pathlib import Path
 
-import utils.environment  # isort: skip  # noqa: F401
+import utils.system.environment  # isort: skip  # noqa: F401
 
 import numpy as np
 import onnx
@@ -37,24 +37,25 @@ from utils.arguments import (
     ratio,
     script_parser,
 )
-from utils.bars import progress_bar
-from utils.checkpoint import load_tokenizer
-from utils.cli import UserError, run
-from utils.config import load_config
-from utils.data import Data, collate, lengths, load_data, row_labels
-from utils.engines import pytorch_engine
-from utils.families import FAMILIES
-from utils.files import atomic_file, check_output_file
-from utils.machine import describe_machine
-from utils.model import load_model
-from utils.model_dir import check_model_dir, write_model_dir
-from utils.onnx_export import export_plain, open_graph, quantize_plain, to_fp16
-from utils.onnx_graph import build_graph
-from utils.parts import Remember, remember_in
-from utils.quantization import CANDIDATES, WEIGHT_BITS, calibrate, compare_logits, detect_cpu, quantize_int8
-from utils.resume import fingerprint, unfinished_path
+from utils.data.tables import Data, collate, lengths, load_data, row_labels
+from utils.export.fused import build_graph
+from utils.export.int8 import CANDIDATES, WEIGHT_BITS, calibrate, compare_logits, detect_cpu, quantize_int8
+from utils.export.model_dir import check_model_dir, write_model_dir
+from utils.export.plain import export_plain, open_graph, quantize_plain, to_fp16
+from utils.measuring.engines import pytorch_engine
+from utils.measuring.timing import aligned_table, single_rows, timed_in_turns
+from utils.models.checkpoint import load_tokenizer
+from utils.models.classifier import load_model
+from utils.models.config import load_config
+from utils.models.families import FAMILIES
 from utils.runtime import GRAPH, UNPADDED_GRAPH
-from utils.timing import aligned_table, single_rows, timed_in_turns
+from utils.system.bars import progress_bar
+from utils.system.cli import run
+from utils.system.errors import UserError
+from utils.system.files import atomic_file, check_output_file
+from utils.system.journal import Remember, remember_in
+from utils.system.machine import describe_machine
+from utils.training.resume import fingerprint, unfinished_path
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import utils.environment  # isort: skip  # noqa: F401
+import utils.system.environment  # isort: skip  # noqa: F401
 
 import numpy as np
 import torch
@@ -44,20 +44,21 @@ from utils.arguments import (
     script_parser,
     text_columns,
 )
-from utils.checkpoint import load_tokenizer
-from utils.cli import UserError, run
-from utils.config import Config, load_config
-from utils.data import Data, collate, load_data, row_labels
-from utils.engines import graph_size, onnx_engine, pytorch_engine
-from utils.files import atomic_file, check_output_folder, write_json
-from utils.instances import serve
-from utils.ladder import compared, markdown_table, measured_rung, text_table
-from utils.machine import describe_machine
-from utils.model import load_model
-from utils.picture import ladder_figure, save_figure
+from utils.data.tables import Data, collate, load_data, row_labels
+from utils.data.texts import read_rows, split_path
+from utils.measuring.engines import graph_size, onnx_engine, pytorch_engine
+from utils.measuring.instances import serve
+from utils.measuring.ladder import compared, markdown_table, measured_rung, text_table
+from utils.measuring.picture import ladder_figure, save_figure
+from utils.measuring.timing import timed_in_turns
+from utils.models.checkpoint import load_tokenizer
+from utils.models.classifier import load_model
+from utils.models.config import Config, load_config
 from utils.runtime import GRAPH, UNPADDED_GRAPH
-from utils.texts import read_rows, split_path
-from utils.timing import timed_in_turns
+from utils.system.cli import run
+from utils.system.errors import UserError
+from utils.system.files import atomic_file, check_output_folder, write_json
+from utils.system.machine import describe_machine
 
 ENGINES = ("pytorch_fixed", "pytorch", "onnx", "onnx_instances", "bert_base", "linear")
 NO_STEPS = ("bert_base", "linear")

@@ -13,7 +13,7 @@ Several processes: `accelerate launch train.py ...` or `torchrun --nproc_per_nod
 import argparse
 import logging
 
-import utils.environment  # isort: skip  # noqa: F401
+import utils.system.environment  # isort: skip  # noqa: F401
 
 import torch.nn.functional as F
 from accelerate.utils import set_seed
@@ -27,17 +27,17 @@ from utils.arguments import (
     script_parser,
     training_settings,
 )
-from utils.checkpoint import load_tokenizer
-from utils.cli import run
-from utils.config import load_config
-from utils.data import load_data
-from utils.devices import make_accelerator
-from utils.files import check_output_file, check_output_folder
-from utils.first_token import first_token_only
-from utils.model import freeze_embeddings, load_model, save_checkpoint
-from utils.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
-from utils.scalars import scalars_into
-from utils.training import train
+from utils.data.tables import load_data
+from utils.models.checkpoint import load_tokenizer
+from utils.models.classifier import freeze_embeddings, load_model, save_checkpoint
+from utils.models.config import load_config
+from utils.models.first_token import first_token_only
+from utils.system.cli import run
+from utils.system.devices import make_accelerator
+from utils.system.files import check_output_file, check_output_folder
+from utils.training.loop import train
+from utils.training.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
+from utils.training.scalars import scalars_into
 
 logger = logging.getLogger(__name__)
 

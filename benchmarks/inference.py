@@ -33,9 +33,10 @@ from benchmarks.results import (
     throughput_results,
 )  # fmt: skip
 from utils.arguments import add_data_options, positive_int, script_parser
-from utils.cli import UserError, run
-from utils.files import write_json
-from utils.machine import describe_machine
+from utils.system.cli import run
+from utils.system.errors import UserError
+from utils.system.files import write_json
+from utils.system.machine import describe_machine
 
 ROWS_A_TURN = 50
 BATCH_SIZES = (8, 32)

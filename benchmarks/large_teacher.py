@@ -24,10 +24,10 @@ from transformers import AutoModel, AutoTokenizer, BertConfig
 
 from benchmarks.results import target_line
 from utils.arguments import script_parser
-from utils.cli import run
-from utils.files import write_json
-from utils.machine import describe_machine
-from utils.texts import SPLITS, read_rows, split_path
+from utils.data.texts import SPLITS, read_rows, split_path
+from utils.system.cli import run
+from utils.system.files import write_json
+from utils.system.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs/config-bert-cls.json"

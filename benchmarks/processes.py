@@ -16,17 +16,17 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from utils.cli import UserError
-from utils.config import load_config
-from utils.files import write_json
-from utils.texts import read_rows
+from utils.data.texts import read_rows
+from utils.models.config import load_config
+from utils.system.errors import UserError
+from utils.system.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 VENVS = {"optimum": ("optimum_fp32", "optimum_int8"), "openvino": ("openvino_fp32", "nncf_int8")}
 CALIBRATION_ROWS = 300
 NUM_PREDICTIONS = 1_000_000
 # What changes a measurement when it changes.
-SOURCES = ("utils/runtime.py", "utils/tokenization.py", "benchmarks/worker.py", "benchmarks/backends.py")
+SOURCES = ("utils/runtime.py", "utils/data/tokenization.py", "benchmarks/worker.py", "benchmarks/backends.py")
 
 
 @dataclass(frozen=True)

@@ -28,21 +28,29 @@ from transformers import PreTrainedModel
 from benchmarks.pruning_steps import measure_steps
 from benchmarks.results import target_line
 from utils.arguments import add_data_options, script_parser
-from utils.budget import NEURON_STEP, head_macs, neuron_macs, spread
-from utils.checkpoint import load_tokenizer
-from utils.cli import run
-from utils.config import load_config
-from utils.data import Data, collate, lengths, load_data, shuffled_batches
-from utils.devices import make_accelerator
-from utils.families import head_size_of, layer_shapes
-from utils.files import atomic_file, write_json
-from utils.importance import first_order, fisher, magnitudes, mask_gradients, most_important, random_scores, rearranged
-from utils.latency import Shapes, measure_latencies, shaped
-from utils.machine import describe_machine
-from utils.model import load_model
-from utils.narrow import narrow_layer
-from utils.recovery import recover
-from utils.scoring import predict, score
+from utils.data.tables import Data, collate, lengths, load_data, shuffled_batches
+from utils.models.checkpoint import load_tokenizer
+from utils.models.classifier import load_model
+from utils.models.config import load_config
+from utils.models.families import head_size_of, layer_shapes
+from utils.pruning.budget import NEURON_STEP, head_macs, neuron_macs, spread
+from utils.pruning.importance import (
+    first_order,
+    fisher,
+    magnitudes,
+    mask_gradients,
+    most_important,
+    random_scores,
+    rearranged,
+)
+from utils.pruning.latency_budget import Shapes, measure_latencies, shaped
+from utils.pruning.narrow import narrow_layer
+from utils.pruning.recovery import recover
+from utils.system.cli import run
+from utils.system.devices import make_accelerator
+from utils.system.files import atomic_file, write_json
+from utils.system.machine import describe_machine
+from utils.training.scoring import predict, score
 
 FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 METHODS = ("random", "magnitude", "first order, uniform", "first order, uneven", "Fisher, uneven")

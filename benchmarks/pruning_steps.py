@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import load_tokenizer
-from utils.config import load_config
-from utils.data import load_data
-from utils.files import atomic_folder
-from utils.latency import measure_latencies
-from utils.model import load_model
+from utils.data.tables import load_data
+from utils.models.checkpoint import load_tokenizer
+from utils.models.classifier import load_model
+from utils.models.config import load_config
+from utils.pruning.latency_budget import measure_latencies
+from utils.system.files import atomic_folder
 
 HALVED = ["--target_num_heads=6", "--target_ffn_dim=768"]
 DISTILLATION = ["--kd_loss=mse", "--lr=2e-4", "--epoch=8", "--batch_size=64"]

@@ -25,15 +25,15 @@ import torch.nn.functional as F
 
 from benchmarks.results import target_line
 from utils.arguments import add_data_options, positive_int, script_parser
-from utils.checkpoint import load_tokenizer
-from utils.cli import run
-from utils.config import load_config
-from utils.data import Data, collate, lengths, load_data, shuffled_batches
-from utils.devices import make_accelerator
-from utils.files import write_json
-from utils.machine import describe_machine
-from utils.model import load_model, model_inputs
-from utils.resume import Progress, Unfinished, save_progress
+from utils.data.tables import Data, collate, lengths, load_data, shuffled_batches
+from utils.models.checkpoint import load_tokenizer
+from utils.models.classifier import load_model, model_inputs
+from utils.models.config import load_config
+from utils.system.cli import run
+from utils.system.devices import make_accelerator
+from utils.system.files import write_json
+from utils.system.machine import describe_machine
+from utils.training.resume import Progress, Unfinished, save_progress
 
 ROOT = Path(__file__).resolve().parent.parent
 SAVE_STEPS, TIMED_STEPS, TIMED_SAVES = 200, 20, 5

@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks.results import target_line
-from utils.files import atomic_file, write_json
+from utils.system.files import atomic_file, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "results/sst2/accuracy"

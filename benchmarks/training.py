@@ -30,18 +30,18 @@ from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from benchmarks.results import target_line
 from utils.arguments import add_data_options, positive_int, script_parser
-from utils.checkpoint import load_tokenizer
-from utils.cli import run
-from utils.config import load_config
-from utils.data import collate, lengths, load_data, shuffled_batches
-from utils.devices import has_bf16, make_accelerator
-from utils.distillation import Weights, distillation_losses
-from utils.files import write_json
-from utils.losses import logits_mse
-from utils.machine import describe_machine
-from utils.model import load_model, model_inputs, set_dropout
-from utils.scoring import predict
-from utils.training import Settings, train
+from utils.data.tables import collate, lengths, load_data, shuffled_batches
+from utils.models.checkpoint import load_tokenizer
+from utils.models.classifier import load_model, model_inputs, set_dropout
+from utils.models.config import load_config
+from utils.system.cli import run
+from utils.system.devices import has_bf16, make_accelerator
+from utils.system.files import write_json
+from utils.system.machine import describe_machine
+from utils.training.distillation import Weights, distillation_losses
+from utils.training.loop import Settings, train
+from utils.training.losses import logits_mse
+from utils.training.scoring import predict
 
 WAYS = ("published", "trainer", "ours_with_dropout", "ours")
 BATCH, EPOCHS, WARMUP_STEPS = 64, 4, 2

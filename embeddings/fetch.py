@@ -24,9 +24,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.cli import UserError, run  # noqa: E402
-from utils.fetch import check_hub, hub_errors, pip_download  # noqa: E402
-from utils.files import atomic_folder, check_output_folder, write_json  # noqa: E402
+from utils.system.cli import run  # noqa: E402
+from utils.system.errors import UserError  # noqa: E402
+from utils.system.fetch import check_hub, hub_errors, pip_download  # noqa: E402
+from utils.system.files import atomic_folder, check_output_folder, write_json  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

@@ -106,8 +106,8 @@ def made(tmp_path_factory) -> dict[str, Path]:
 def model(made, request):
     """A random classifier with 2 layers of 4 heads and 64 neurons; of another family by indirect parametrization."""
     # Imported here, so that the tests of what needs no PyTorch models do not wait for them.
-    from utils.config import Config
-    from utils.model import load_model
+    from utils.models.classifier import load_model
+    from utils.models.config import Config
 
     family = getattr(request, "param", "bert")
     return load_model(str(made[family] / "encoder"), "--flag", Config(family, 16), LABELS, new_head=True)
@@ -125,7 +125,7 @@ def make_batch(rows: int = 6) -> dict:
 
 
 def logits(model, batch: dict) -> torch.Tensor:
-    from utils.model import model_inputs
+    from utils.models.classifier import model_inputs
 
     return model(**model_inputs(model, batch)).logits
 
@@ -144,7 +144,7 @@ def script(capsys, monkeypatch, tmp_path):
         monkeypatch.setattr(logging.getLogger(), "handlers", [])
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
-            importlib.import_module("utils.cli").run(importlib.import_module(name).main)
+            importlib.import_module("utils.system.cli").run(importlib.import_module(name).main)
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
@@ -153,6 +153,16 @@ def script(capsys, monkeypatch, tmp_path):
         return code, capsys.readouterr().err
 
     return run_script
+
+
+def fails(result: tuple[int, str], *parts: str) -> None:
+    """The step ended as a user's mistake does, and its one line holds all of `parts`."""
+    code, stderr = result
+    assert code == 2, stderr
+    line = stderr.strip().splitlines()[-1]
+    assert "Traceback" not in stderr and ".py: error: " in line
+    for part in parts:
+        assert part in line, line
 
 
 class Project:

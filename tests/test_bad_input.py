@@ -10,17 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, make_encoder, make_tokenizer, snapshot, write_texts
-
-
-def fails(result: tuple[int, str], *parts: str) -> None:
-    """The step ended as a user's mistake does, and its one line holds all of `parts`."""
-    code, stderr = result
-    assert code == 2, stderr
-    line = stderr.strip().splitlines()[-1]
-    assert "Traceback" not in stderr and ".py: error: " in line
-    for part in parts:
-        assert part in line, line
+from conftest import ROOT, fails, make_encoder, make_tokenizer, snapshot, write_texts
 
 
 def with_line(folder, split: str, line: bytes, at: int = 2) -> None:

@@ -11,8 +11,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-import utils.bars
-from utils.bars import progress_bar
+import utils.system.bars
+from utils.system.bars import progress_bar
 
 STOPPED = "stopped: run the same command again"
 
@@ -39,7 +39,7 @@ def test_ctrl_c_at_work(trained, monkeypatch):
         "evaluate": trained.evaluate,
         "report": lambda: trained.script("report", *report),
     }  # fmt: skip
-    monkeypatch.setattr(utils.bars, "tqdm", interrupt)
+    monkeypatch.setattr(utils.system.bars, "tqdm", interrupt)
     for name, step in steps.items():
         code, stderr = step()
         assert code == 130, f"{name}: {stderr}"
@@ -70,7 +70,7 @@ def test_ctrl_c_while_fetching(path, script, tmp_path, monkeypatch):
 # At a terminal the processes that a script started get Ctrl-C as well: they are of its group.
 CTRL_C_IN_A_POOL = """
 import os, signal, sys
-import utils.cli, utils.pool
+import utils.system.cli, utils.system.pool
 
 def items():
     for number in range(9):
@@ -79,11 +79,11 @@ def items():
         yield number
 
 sys.argv[0] = "script.py"
-utils.cli.run(lambda: list(utils.pool.map_in_processes(str, items(), 2)))
+utils.system.cli.run(lambda: list(utils.system.pool.map_in_processes(str, items(), 2)))
 """
 CTRL_C_WHILE_INSTANCES_START = """
 import os, signal, sys, time
-import utils.cli, utils.instances
+import utils.system.cli, utils.measuring.instances
 
 def interrupted(*arguments):  # late itself, so that the instance, which still imports, can say what it has to
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -92,9 +92,9 @@ def interrupted(*arguments):  # late itself, so that the instance, which still i
     time.sleep(1)
     raise KeyboardInterrupt
 
-utils.instances._send_all = interrupted
+utils.measuring.instances._send_all = interrupted
 sys.argv[0] = "script.py"
-utils.cli.run(lambda: utils.instances.serve(dict, [], 0, 1, 1))
+utils.system.cli.run(lambda: utils.measuring.instances.serve(dict, [], 0, 1, 1))
 """
 
 

@@ -8,15 +8,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import make_encoder, make_tokenizer, snapshot
+from conftest import fails, make_encoder, make_tokenizer, snapshot
 from safetensors.torch import load_file, save_file
-from test_bad_input import fails
 
 from quantize import choose
-from utils import timing
-from utils.config import load_config
-from utils.model import load_model
-from utils.quantization import CANDIDATES
+from utils.export.int8 import CANDIDATES
+from utils.measuring import timing
+from utils.models.classifier import load_model
+from utils.models.config import load_config
 from utils.runtime import Predictor
 
 

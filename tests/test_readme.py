@@ -192,8 +192,8 @@ NO_NODE = "needs node, and in the repository's root what README.md installs with
     reason=NO_NODE,
 )
 def test_node(tmp_path):
-    from utils.model_dir import write_model_dir
-    from utils.onnx_graph import build_graph
+    from utils.export.fused import build_graph
+    from utils.export.model_dir import write_model_dir
     from utils.runtime import GRAPH, UNPADDED_GRAPH, Predictor
 
     tokenizer = word_pieces()
@@ -221,7 +221,7 @@ def test_node(tmp_path):
 def source_texts() -> set[str]:
     """Every string in the source, with a mark where a value is filled in."""
     found = set()
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("utils/*.py"), ROOT / "data/fetch.py", ROOT / "embeddings/fetch.py"]:
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("utils/**/*.py"), ROOT / "data/fetch.py", ROOT / "embeddings/fetch.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]

@@ -6,12 +6,11 @@ import random
 
 import numpy as np
 import pytest
-from conftest import write_texts
+from conftest import fails, write_texts
 from matplotlib.text import Text
-from test_bad_input import fails
 
-from utils.ladder import compared, markdown_table, measured_rung, text_table
-from utils.picture import ladder_figure, save_figure
+from utils.measuring.ladder import compared, markdown_table, measured_rung, text_table
+from utils.measuring.picture import ladder_figure, save_figure
 
 
 def rung(name: str, milliseconds: list, step: bool = True, accuracy: float | None = 0.9, **more) -> dict:

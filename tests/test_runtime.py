@@ -17,9 +17,9 @@ import torch
 from conftest import ROOT, WORDS, make_encoder, make_tokenizer
 from transformers import AutoModelForSequenceClassification
 
-from utils.cli import UserError
-from utils.onnx_graph import build_graph
+from utils.export.fused import build_graph
 from utils.runtime import Predictor
+from utils.system.errors import UserError
 
 LABELS = ["bad", "así así", "good"]
 N_CTX = 16

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from utils.cli import LIBRARIES, UserError
+from utils.system.cli import LIBRARIES
+from utils.system.errors import UserError
 
 if TYPE_CHECKING:  # predict.py does without PyTorch and pyarrow
-    from utils.texts import Columns
-    from utils.training import Settings
+    from utils.data.texts import Columns
+    from utils.training.loop import Settings
 
 
 def script_parser(docstring: str) -> argparse.ArgumentParser:
@@ -71,7 +72,7 @@ def text_columns(args: argparse.Namespace) -> Columns:
     Raises:
         UserError: more than two for the text, or an empty name.
     """
-    from utils.texts import Columns
+    from utils.data.texts import Columns
 
     texts = tuple(name.strip() for name in args.text_column.split(","))
     if len(texts) > 2 or not all(texts):
@@ -155,7 +156,7 @@ def add_overwrite_option(group: argparse._ArgumentGroup) -> None:
 
 def training_settings(args: argparse.Namespace) -> Settings:
     """The hyperparameters among the options of `add_training_options`."""
-    from utils.training import Settings
+    from utils.training.loop import Settings
 
     return Settings(
         lr=args.lr, epochs=args.epoch, batch_size=args.batch_size, measure=args.measure, seed=args.seed,

@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from utils.cli import UserError, first_line
-from utils.tokenization import Row, Text, prepare_tokenizer, tokenize
+from utils.data.tokenization import Row, Text, prepare_tokenizer, tokenize
+from utils.system.errors import UserError, first_line
 
 GRAPH, UNPADDED_GRAPH, TOKENIZER = "model.onnx", "model.unpadded.onnx", "tokenizer.json"
 AGAIN = "write it again with quantize.py"

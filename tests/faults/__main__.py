@@ -17,7 +17,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 from faults import damage, disks, inputs, kills
 from faults.processes import Recipe, prepared
-from utils.timing import aligned_table
+from utils.measuring.timing import aligned_table
 
 Result = tuple[str, int, list[str]]
 

@@ -19,10 +19,10 @@ from conftest import ROOT
 from safetensors import safe_open
 
 from faults.processes import Recipe, die, nothing, start, wait
-from utils import timing
-from utils.quantization import CANDIDATES
-from utils.resume import unfinished_path
+from utils.export.int8 import CANDIDATES
+from utils.measuring import timing
 from utils.runtime import Predictor
+from utils.training.resume import unfinished_path
 
 SAVE_STEPS = 5  # as in Recipe
 
@@ -31,9 +31,9 @@ MOMENTS = {
     "while saving": ("safetensors.torch", "save_file"),
     "before a file is synced": ("os", "fsync"),
     "between renames": ("os", "replace"),
-    "between folder swaps": ("utils.files", "_exchange"),
-    "while evaluating": ("utils.scoring", "collate"),
-    "while measuring": ("utils.timing", "timed"),
+    "between folder swaps": ("utils.system.files", "_exchange"),
+    "while evaluating": ("utils.training.scoring", "collate"),
+    "while measuring": ("utils.measuring.timing", "timed"),
     "before clearing up": ("pathlib", "Path.unlink"),
 }
 
@@ -55,7 +55,7 @@ def on_call(moment: str, number: int, act: Callable[[], None]) -> None:
 
     setattr(owner, name, wrapped)
     if name == "save_file":  # imported by name
-        for module in ("utils.resume", "utils.labelling"):
+        for module in ("utils.training.resume", "utils.training.teacher"):
             setattr(importlib.import_module(module), name, wrapped)
 
 

@@ -1,0 +1,144 @@
+"""From text files to batches."""
+
+import csv
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from conftest import fails, make_tokenizer, write_texts
+
+from utils.data.tables import batches_by_length, collate, lengths, load_data, shuffled_batches, tokenize_data
+from utils.data.texts import Columns, read_rows
+from utils.system.errors import UserError
+
+
+def tokenize(folder, n_ctx: int = 16):
+    tokenizer = make_tokenizer()
+    tokenize_data(folder, tokenizer, n_ctx, lambda rows, total, split: iter(rows))
+    return load_data(folder, tokenizer, n_ctx)
+
+
+def test_rows_round_trip(tmp_path):
+    data = tokenize(write_texts(tmp_path))
+    assert data.labels == ["negative", "positive"]
+    assert (tmp_path / "label.txt").read_text() == "negative\npositive\n"
+    tokenizer = make_tokenizer()
+    for i, line in enumerate((tmp_path / "train.txt").read_text().splitlines()):
+        text, label = line.split("\t")
+        row = data.splits["train"][i]
+        assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == text
+        assert data.labels[row["label"]] == label
+
+
+def test_windows_line_ends_byte_order_mark_and_labels_of_any_kind(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffgood film \tvery, good!\r\nbad\t-1\r\n\ttwice\r\n".encode())
+    assert list(read_rows(tmp_path / "a.txt")) == [(("good film",), "very, good!"), (("bad",), "-1"), (("",), "twice")]
+
+
+def test_number_labels_are_in_numeric_order(tmp_path):
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.txt").write_text("a\t10\nb\t9\nc\t2\n")
+    assert tokenize(tmp_path).labels == ["2", "9", "10"]
+
+
+def test_truncates_to_n_ctx(tmp_path):
+    data = tokenize(write_texts(tmp_path), n_ctx=6)
+    assert lengths(data.splits["train"]).max() == 6
+    longest = int(lengths(data.splits["train"]).argmax())
+    assert data.splits["train"][longest]["input_ids"][-1] == make_tokenizer().sep_token_id
+
+
+def test_collate_pads_to_the_longest_row_or_to_a_length(tmp_path):
+    split = tokenize(write_texts(tmp_path)).splits["train"]
+    rows = np.array([3, 1, 7])
+    batch = collate(split, rows, pad_token_id=0)
+    assert batch["input_ids"].shape == (3, lengths(split)[rows].max())
+    assert (batch["attention_mask"].sum(1) == lengths(split)[rows]).all()
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == 0).all()
+    assert collate(split, rows, 0, length=16)["input_ids"].shape == (3, 16)
+
+
+def test_shuffled_batches_hold_every_row_once_and_similar_lengths():
+    row_lengths = np.random.default_rng(0).integers(3, 100, 1003)
+    batches = shuffled_batches(row_lengths, 8, seed=1)
+    assert sorted(np.concatenate(batches)) == list(range(1003))
+    assert np.mean([np.ptp(row_lengths[batch]) for batch in batches]) < 5
+    assert [b.tolist() for b in batches] == [b.tolist() for b in shuffled_batches(row_lengths, 8, seed=1)]
+    assert [b.tolist() for b in batches] != [b.tolist() for b in shuffled_batches(row_lengths, 8, seed=2)]
+
+
+def test_batches_by_length_are_longest_first():
+    batches = batches_by_length(np.array([3, 9, 5, 7]), 2)
+    assert [batch.tolist() for batch in batches] == [[1, 3], [2, 0]]
+
+
+def test_changed_text_is_noticed(tmp_path):
+    tokenize(write_texts(tmp_path))
+    with open(tmp_path / "valid.txt", "a") as file:
+        file.write("good\tpositive\n")
+    with pytest.raises(UserError, match="has changed"):
+        load_data(tmp_path, make_tokenizer(), 16)
+
+
+def test_any_number_of_processes_makes_the_same_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.data.tables.CHUNK", 10)
+    tokenizer, found = make_tokenizer(), []
+    for count in (1, 3):
+        folder = write_texts(tmp_path / str(count))
+        tokenize_data(folder, tokenizer, 16, lambda rows, total, split: iter(rows), count)
+        found.append([(folder / f"tokenized/{split}.arrow").read_bytes() for split in ("train", "valid", "test")])
+    assert found[0] == found[1]
+
+
+def columns_as(folder, suffix: str, rows: list[dict]) -> None:
+    table = pa.Table.from_pylist(rows)
+    for split in ("train", "valid", "test"):
+        path = folder / f"{split}{suffix}"
+        if suffix == ".csv":
+            with open(path, "w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, rows[0].keys())
+                writer.writeheader()
+                writer.writerows(rows)
+        elif suffix == ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        else:
+            pa.parquet.write_table(table, path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_other_formats(project, suffix):
+    """The same tables as from text; quotes, commas, line ends and numbers as labels are nothing special."""
+    steps = project()
+    texts = ['a "good" film', "a film,\nnot good", "tab\there", "bad"]
+    rows = [{"id": i, "body": text, "stars": i % 2} for i, text in enumerate(texts)]
+    for path in steps.data.iterdir():
+        path.unlink()
+    columns_as(steps.data, suffix, rows)
+    code, stderr = steps.preprocess("--text_column=body", "--label_column=stars")
+    assert code == 0, stderr
+    assert (steps.data / "label.txt").read_text() == "0\n1\n"
+    found = list(read_rows(steps.data / f"train{suffix}", Columns(("body",), "stars")))
+    assert found == [((text,), str(i % 2)) for i, text in enumerate(texts)]
+    pairs = read_rows(steps.data / f"train{suffix}", Columns(("body", "id"), "stars"))
+    assert next(pairs) == (('a "good" film', "0"), "0")
+    assert steps.train("--epoch=1")[0] == 0
+    fails(steps.preprocess(), f"train{suffix}, line", "no value for 'text'", "--text_column")
+    fails(steps.preprocess("--text_column=body", "--label_column=mark"), "'mark'", "--label_column")
+    fails(steps.preprocess("--text_column=a,b,c"), "--text_column=a,b,c")
+    (steps.data / "train.txt").write_text("a film\t0\n")
+    fails(steps.preprocess("--text_column=body", "--label_column=stars"), "both train.txt and train" + suffix)
+    (steps.data / "train.txt").unlink()
+    (steps.data / f"train{suffix}").write_bytes(b'"broken')
+    fails(steps.preprocess("--text_column=body", "--label_column=stars"), f"train{suffix}")
+
+
+def test_what_makes_accuracy_mislead_is_said(project):
+    steps = project()
+    many = "a film that is not " + "very " * 20 + "good\tpositive\n"
+    (steps.data / "train.txt").write_text(many * 9 + "bad\tnegative\n")
+    code, stderr = steps.preprocess()
+    assert code == 0
+    assert "90.0 % of train is positive" in stderr and "macro F1" in stderr
+    assert "[train] : 9 rows, 90.0 %, fill all 16 tokens" in stderr and "n_ctx" in stderr

@@ -1,0 +1,63 @@
+"""The shortened last layer: the same logits and gradients as the whole one, and the whole one again afterwards."""
+
+import pytest
+import torch
+from conftest import FAMILY_NAMES, logits, make_batch
+
+from utils.models.families import family_of, layers_of
+from utils.models.first_token import first_token_only
+from utils.models.modeling_pruned import drop_attention, resize_linear
+
+
+def gradients(model, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    values.square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("model", FAMILY_NAMES, indirect=True)
+def test_logits_and_gradients_are_those_of_the_whole_layer(model):
+    batch = make_batch()
+    whole = logits(model, batch)
+    wanted = gradients(model, whole)
+    with first_token_only(model):
+        short = logits(model, batch)
+    torch.testing.assert_close(short, whole)
+    torch.testing.assert_close(gradients(model, short), wanted)
+
+
+@pytest.mark.parametrize("model", FAMILY_NAMES, indirect=True)
+def test_only_one_token_gets_to_the_last_ffn_and_all_do_again_afterwards(model):
+    widths = []
+    ffn = layers_of(model)[-1].get_submodule(family_of(model).ffn_input)
+    ffn.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
+    batch = make_batch()
+    with first_token_only(model):
+        logits(model, batch)
+    logits(model, batch)
+    assert widths == [1, batch["input_ids"].shape[1]]
+
+
+@pytest.mark.parametrize("model", ["bert", "distilbert"], indirect=True)
+def test_last_layer_without_heads(model):
+    family, layer = family_of(model), layers_of(model)[-1]
+    for path in (family.query, family.key, family.value):
+        linear = layer.get_submodule(path)
+        resize_linear(linear, linear.weight[:0], linear.bias[:0])
+    output = layer.get_submodule(family.attention_output)
+    resize_linear(output, output.weight[:, :0], output.bias)
+    drop_attention(layer, family.self_attention)
+    whole = logits(model, make_batch())
+    with first_token_only(model):
+        torch.testing.assert_close(logits(model, make_batch()), whole)
+    assert whole.std() > 0
+
+
+def test_dropout_of_attention_is_applied_in_training(model):
+    attention = layers_of(model)[-1].get_submodule(family_of(model).self_attention)
+    attention.dropout.p = 0.9
+    model.eval()
+    with first_token_only(model):
+        before = logits(model, make_batch())
+        attention.train()
+        assert (logits(model, make_batch()) - before).abs().max() > 1e-6

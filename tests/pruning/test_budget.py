@@ -1,0 +1,129 @@
+"""What a budget leaves of every layer; targets on the command line."""
+
+import pytest
+import torch
+from conftest import LABELS
+
+from utils.models.checkpoint import load_tokenizer
+from utils.models.classifier import load_model
+from utils.models.config import Config
+from utils.models.families import layer_shapes
+from utils.pruning.budget import NEURON_STEP, spread
+from utils.system.errors import UserError
+
+
+def test_budget_goes_where_it_matters():
+    heads = [torch.tensor([9.0, 8.0, 7.0, 6.0]), torch.tensor([5.0, 0.1, 0.1, 0.1])]
+    neurons = [torch.full((128,), 0.001), torch.full((128,), 1.0)]
+    shapes = spread(heads, neurons, [32, 32], [1, 1], 0.5)
+    cost = sum(32 * num_heads + num_neurons for num_heads, num_neurons in shapes)
+    assert cost <= 256 + NEURON_STEP
+    assert shapes == [(3, NEURON_STEP), (0, 128)]
+    assert spread(heads, neurons, [32, 32], [1, 1], 1.0) == [(4, 128), (4, 128)]
+    with pytest.raises(UserError, match="0.125"):
+        spread(heads, neurons, [32, 32], [1, 1], 0.1)
+
+
+def test_budget_counts_what_a_layer_costs():
+    """Of equal scores those of the cheap layer are kept; and a layer may lose all heads."""
+    heads, neurons = [torch.ones(4), torch.ones(4)], [torch.ones(64), torch.ones(64)]
+    assert spread(heads, neurons, [30, 1], [1, 0.1], 0.5) == [(0, 64), (4, 64)]
+
+
+@pytest.mark.parametrize("options", [
+    ["--importance=first_order", "--no-recover"],
+    ["--importance=fisher", "--importance_target=logits"],
+    ["--importance=magnitude", "--normalize_importance"],
+    ["--importance=random"],
+])  # fmt: skip
+def test_uneven_budget_on_the_command_line(trained, options):
+    code, stderr = trained.prune("--target_macs=0.6", *options)
+    assert code == 0, stderr
+    pruned = load_model(str(trained.folder / "pruned"), "--flag", Config("bert", 16), LABELS)
+    shapes = layer_shapes(pruned)
+    # A head costs 4 * 32 * 8 MACs and a few more for scores, a neuron 2 * 32.
+    kept = sum(1024 * num_heads + 64 * num_neurons for num_heads, num_neurons in shapes) / (2 * (4096 + 4096))
+    assert 0.4 < kept < 0.75
+    assert trained.quantize()[0] == 0
+
+
+@pytest.mark.parametrize("options, shapes", [
+    (["--target_num_heads=0"], [(0, 64), (0, 64)]),
+    (["--target_num_heads=1", "--target_ffn_dim=24", "--iterations=3", "--lr=1e-3"], [(1, 24), (1, 24)]),
+    (["--target_hidden_size=16"], [(4, 64), (4, 64)]),
+    (["--target_hidden_size=8", "--target_ffn_dim=10", "--iterations=2"], [(4, 10), (4, 10)]),
+])  # fmt: skip
+def test_other_targets_on_the_command_line(trained, options, shapes):
+    code, stderr = trained.prune(*options)
+    assert code == 0, stderr
+    pruned = load_model(str(trained.folder / "pruned"), "--flag", Config("bert", 16), LABELS)
+    assert layer_shapes(pruned) == shapes
+    assert trained.quantize()[0] == 0
+
+
+def test_a_pruned_model_goes_on(trained):
+    """It can be distilled and pruned again."""
+    assert trained.prune("--target_macs=0.4")[0] == 0
+    code, stderr = trained.distill(start=str(trained.folder / "pruned"))
+    assert code == 0, stderr
+    code, stderr = trained.prune("--target_num_heads=0", "--target_hidden_size=24", source="student", out="again")
+    assert code == 0, stderr
+    assert trained.train(f"--bert_model_name_or_path={trained.folder / 'again'}", out="tuned")[0] == 0
+    assert trained.evaluate(source="tuned")[0] == 0
+
+
+def test_latency_budget(trained, monkeypatch):
+    """On a machine whose latencies are known: a head takes 2 ms, 32 neurons 3, everything else 1."""
+    monkeypatch.setattr("utils.pruning.latency_budget.measure_latencies", lambda models, split: [
+        1 + sum(2 * heads + 3 * neurons / 32 for heads, neurons in layer_shapes(model)) for model in models
+    ])  # fmt: skip
+    code, stderr = trained.prune("--target_latency=0.5")
+    assert code == 0, stderr
+    pruned = load_model(str(trained.folder / "pruned"), "--flag", Config("bert", 16), LABELS)
+    left = 1 + sum(2 * heads + 3 * neurons / 32 for heads, neurons in layer_shapes(pruned))
+    assert 0.4 < left / 29 <= 0.55
+    code, stderr = trained.prune("--target_latency=0.01", out="none")
+    assert code == 2 and "a latency of 0.01" in stderr and not (trained.folder / "none").exists()
+
+
+def test_latencies_are_of_the_models_asked_for(trained):
+    from utils.data.tables import load_data
+    from utils.pruning.latency_budget import measure_latencies, measure_table, shaped
+
+    config = Config("bert", 16)
+    model = load_model(str(trained.folder / "teacher"), "--flag", config, LABELS)
+    valid = load_data(trained.data, load_tokenizer(trained.encoder, "--flag"), 16).splits["valid"]
+    assert layer_shapes(shaped(model, [(0, 32), (3, 64)])) == [(0, 32), (3, 64)]
+    assert len(measure_latencies([model, shaped(model, [(0, 32), (3, 64)])], valid)) == 2
+    table = measure_table(model, valid)
+    assert len(table.heads) == len(table.neurons) == 2 and min(table.heads + table.neurons) > 0
+
+
+def test_impossible_targets(trained):
+    for options, part in [
+        (["--target_hidden_size=12"], "multiple of 8"),
+        (["--target_hidden_size=64"], "--target_hidden_size=64"),
+        (["--target_num_heads=-1"], "below 0"),
+        (["--target_macs=0.5", "--target_latency=0.5"], "--target_latency"),
+        (["--target_latency=0.5", "--target_ffn_dim=8"], "--target_ffn_dim"),
+        (["--target_latency=1.5"], "--target_latency"),
+        (["--keep_layers=0,0"], "--keep_layers=0,0"),
+        (["--keep_layers=0,2"], "--keep_layers=0,2"),
+        (["--iterations=0", "--target_num_heads=2"], "--iterations"),
+    ]:
+        code, stderr = trained.prune(*options, out="none")
+        assert code == 2 and part in stderr and "Traceback" not in stderr
+    assert not (trained.folder / "none").exists()
+
+
+def test_impossible_budgets(trained):
+    for option, part in [
+        ("--target_macs=0", "--target_macs"),
+        ("--target_macs=1.5", "--target_macs"),
+        ("--target_macs=0.05", "raise it"),
+    ]:
+        code, stderr = trained.prune(option, out="none")
+        assert code == 2 and part in stderr and "Traceback" not in stderr
+    code, stderr = trained.prune("--target_macs=0.5", "--target_num_heads=2", out="none")
+    assert code == 2 and "--target_num_heads" in stderr
+    assert not (trained.folder / "none.pt").exists()

@@ -1,0 +1,80 @@
+"""A pruned vocabulary tokenizes the data set as before, can still spell any text, and changes no logit."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_encoder
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from utils.models.checkpoint import load_tokenizer
+from utils.models.classifier import load_model
+from utils.models.config import Config
+from utils.pruning.vocabulary import smaller_tokenizer
+
+CORPUS = ["the unbelievable film was unbelievably good", "a filmmaker believes in making films"] * 3
+OTHER = ["rerunning an ordinary thriller about thrills", "ordinary runners ran"] * 3
+
+
+def wordpiece() -> PreTrainedTokenizerFast:
+    made = BertWordPieceTokenizer()
+    made.train_from_iterator(CORPUS + OTHER, vocab_size=400, show_progress=False)
+    backend = Tokenizer.from_str(made.to_str())
+    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def bpe() -> PreTrainedTokenizerFast:
+    made = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    made.train_from_iterator(CORPUS + OTHER, vocab_size=500, show_progress=False, special_tokens=special)
+    backend = Tokenizer.from_str(made.to_str())
+    names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+@pytest.mark.parametrize("make", [wordpiece, bpe])
+def test_texts_are_tokenized_as_before(make):
+    whole = make()
+    used = np.unique(np.concatenate(whole(CORPUS)["input_ids"]))
+    smaller, old_ids = smaller_tokenizer(whole, used)
+    assert set(used) <= set(old_ids) and len(smaller) == len(old_ids) < len(whole)
+    for text in CORPUS:
+        assert [old_ids[i] for i in smaller(text)["input_ids"]] == whole(text)["input_ids"]
+        assert smaller.convert_ids_to_tokens(smaller(text)["input_ids"]) == whole.tokenize(
+            text, add_special_tokens=True
+        )
+    assert smaller.pad_token_id == old_ids.index(whole.pad_token_id)
+    # What is left out is spelled.
+    spelled = smaller("thriller")["input_ids"]
+    assert smaller.unk_token_id not in spelled and len(spelled) > len(whole("thriller")["input_ids"])
+
+
+def test_predictions_stay_the_same_to_the_bit(project, tmp_path):
+    steps = project("bert")
+    tokenizer = wordpiece()
+    steps.encoder = make_encoder(tmp_path / "encoder", "bert", tokenizer)
+    lines = [f"{text}\t{i % 2}\n" for i, text in enumerate(CORPUS)]
+    for split in ("train", "valid", "test"):
+        (steps.data / f"{split}.txt").write_text("".join(lines))
+    for step in (steps.preprocess, steps.train, lambda: steps.prune("--prune_vocabulary")):
+        code, stderr = step()
+        assert code == 0, stderr
+    size = json.loads((tmp_path / "pruned/config.json").read_text())["vocab_size"]
+    assert size < len(tokenizer)
+    outputs = []
+    for folder in ("teacher", "pruned"):
+        model = load_model(str(tmp_path / folder), "--flag", Config("bert", 16), ["0", "1"])
+        batch = load_tokenizer(str(tmp_path / folder), "--flag")(CORPUS, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            outputs.append(model(**batch).logits)
+    assert torch.equal(*outputs)
+    # The data set must be tokenized again.
+    code, stderr = steps.evaluate(source="pruned")
+    assert code == 2 and "preprocess.py" in stderr
+    steps.encoder = str(tmp_path / "pruned")
+    assert steps.preprocess()[0] == 0
+    code, stderr = steps.quantize(f"--output_dir={tmp_path}/model")
+    assert code == 0, stderr

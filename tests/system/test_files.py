@@ -1,0 +1,98 @@
+"""Outputs are whole: the old one or the new, beside whatever else is there."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from utils.system.files import atomic_file, atomic_files_into, atomic_folder
+
+
+def dead_process() -> int:
+    return int(subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True).stdout)
+
+
+def test_an_error_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as temporary:
+        temporary.write_text("new")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("atomic", [atomic_folder, atomic_files_into])
+def test_folders_are_replaced_whole(tmp_path, atomic):
+    folder = tmp_path / "folder"
+    (folder / "notes").mkdir(parents=True)
+    (folder / "notes/mine").write_text("mine")
+    (folder / "config").write_text("old")
+    with atomic(folder) as temporary:
+        (temporary / "config").write_text("new")
+        (temporary / "weights").write_text("new")
+        assert (folder / "config").read_text() == "old" and not (folder / "weights").exists()
+    assert (folder / "config").read_text() == (folder / "weights").read_text() == "new"
+    # Only the one that keeps what else is there keeps it.
+    assert (folder / "notes/mine").exists() == (atomic is atomic_files_into)
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_cannot_be_moved(tmp_path, monkeypatch):
+    """A mount point, or the current folder, which the user's shell is in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("mine")
+    for atomic in (atomic_folder, atomic_files_into):
+        with atomic(".") as temporary:
+            (temporary / "config").write_text(atomic.__name__)
+        assert sorted(os.listdir(tmp_path)) == ["config", "mine"]
+        assert (tmp_path / "config").read_text() == atomic.__name__
+    assert os.path.samefile(os.getcwd(), tmp_path)
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to("disk")
+    with atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "config").write_text("new")
+    assert (tmp_path / "model").is_symlink() and (tmp_path / "disk/config").read_text() == "new"
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    """And what a running one is writing is not."""
+    dead, alive = dead_process(), os.getppid()
+    (tmp_path / f".file.{dead}.tmp").write_text("half")
+    (tmp_path / f".file.{alive}.tmp").write_text("half")
+    (tmp_path / f".folder.{dead}.tmp").mkdir()
+    (tmp_path / f".other.{dead}.tmp").write_text("half")
+    with atomic_file(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [f".file.{alive}.tmp", f".other.{dead}.tmp", "file", "folder"]
+
+
+def test_a_killed_exchange_of_folders_is_put_right(tmp_path):
+    """Where the system cannot swap two folders at once, there is a moment without either."""
+    dead = dead_process()
+    for name, there in (("a[1]", False), ("b", True)):
+        old = tmp_path / f".{name}.{dead}.tmp.old"
+        old.mkdir()
+        (old / "config").write_text("old")
+        (tmp_path / f".{name}.{dead}.tmp").mkdir()
+        if there:
+            (tmp_path / name).mkdir()
+        with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / name):
+            raise ZeroDivisionError
+        assert (tmp_path / name / "config").exists() != there
+    assert sorted(os.listdir(tmp_path)) == ["a[1]", "b"]
+
+
+def test_the_limit_of_the_disk(tmp_path):
+    from utils.system.errors import UserError
+
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(UserError, match="disk is full"), atomic_file(path):
+        raise OSError(28, os.strerror(28))
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]

@@ -1,0 +1,185 @@
+"""Which layers a student learns from, by which losses, and what is saved of it."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import LABELS, fails, make_batch, make_encoder, make_tokenizer, snapshot, write_texts
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch import nn
+
+from utils.models.classifier import load_model, model_inputs, set_dropout
+from utils.models.config import Config
+from utils.system.errors import UserError
+from utils.training.distillation import Weights, add_projection, distillation_losses, paired_layers, without_projection
+from utils.training.losses import relation_loss
+
+NONE = Weights("mse", 1.0, 0.0, 0.0, "mse", "ends", 0.0, 0.0)
+
+
+def weights(**given) -> Weights:
+    return Weights(**(NONE.__dict__ | given))
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A teacher of 4 layers of 32 and a student of 2 of 16, in evaluation mode."""
+    models = []
+    for name, sizes in (("teacher", {"num_hidden_layers": 4}), ("student", {"hidden_size": 16})):
+        folder = make_encoder(tmp_path / name, "bert", **sizes)
+        torch.manual_seed(len(models))
+        models.append(load_model(folder, "--flag", Config("bert", 16), LABELS, attention="eager", new_head=True))
+    return SimpleNamespace(teacher=models[0], student=models[1])
+
+
+def losses_of(pair, chosen: Weights, layers=None) -> torch.Tensor:
+    batch = make_batch()
+    layers = paired_layers(pair.teacher, pair.student, chosen, layers)
+    with torch.no_grad():
+        wanted = pair.teacher(**model_inputs(pair.teacher, batch)).logits
+    row_losses = distillation_losses(pair.teacher, pair.student, wanted, 4, chosen, layers)
+    return row_losses(pair.student, model_inputs(pair.student, batch), batch, np.arange(6))
+
+
+def outputs(model) -> dict:
+    return model(**model_inputs(model, make_batch()), output_hidden_states=True)
+
+
+def test_labels_count_for_labelled_rows(pair):
+    """The first 4 of 6 rows."""
+    with_labels, without = losses_of(pair, weights(label_ratio=0.5)), losses_of(pair, NONE)
+    expected = F.cross_entropy(outputs(pair.student).logits, make_batch()["labels"], reduction="none") / 2
+    torch.testing.assert_close(with_labels - without, torch.cat([expected[:4], torch.zeros(2)]))
+
+
+@pytest.mark.parametrize(("chosen", "layers"), [(None, [1, 3]), ([0, 2], [0, 2])])
+def test_states_of_all_layers_through_a_projection(pair, chosen, layers):
+    asked = weights(state_loss_ratio=1.0, state_layers="all")
+    add_projection(pair.teacher, pair.student, asked)
+    found = losses_of(pair, asked, chosen) - losses_of(pair, NONE)
+    ours, theirs = outputs(pair.student).hidden_states, outputs(pair.teacher).hidden_states
+    projected = [pair.student.state_projection(state) for state in ours]
+    lengths = make_batch()["attention_mask"].sum(-1)
+    for row, length in enumerate(lengths):
+        pairs = [(projected[0], theirs[0]), *((projected[i + 1], theirs[j + 1]) for i, j in enumerate(layers))]
+        expected = sum(F.mse_loss(one[row, :length], other[row, :length]) for one, other in pairs) / 3
+        torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_relations_of_the_last_layers(pair):
+    asked = weights(relation_loss_ratio=2.0)
+    found = losses_of(pair, asked) - losses_of(pair, NONE)
+    parts = []
+    for model, index in ((pair.student, 1), (pair.teacher, 3)):
+        attention, states = model.bert.encoder.layer[index].attention.self, outputs(model).hidden_states[index]
+        parts.append([part(states) for part in (attention.query, attention.key, attention.value)])
+    torch.testing.assert_close(found, 2 * relation_loss(*parts, make_batch()["attention_mask"]), atol=1e-5, rtol=1e-4)
+    found.sum().backward()
+    assert pair.student.bert.encoder.layer[1].attention.self.query.weight.grad.abs().max() > 0
+
+
+def test_layers_that_do_not_fit(pair):
+    states = weights(state_loss_ratio=1.0)
+    for layers in ([0], [0, 1, 2], [0, 4], [-1, 0]):
+        with pytest.raises(UserError, match="--teacher_layers=.*give 2 numbers.*0 to 3"):
+            paired_layers(pair.teacher, pair.student, states, layers)
+    with pytest.raises(UserError, match="2 layers and the student 4.*--teacher_layers"):
+        paired_layers(pair.student, pair.teacher, states, None)
+    assert paired_layers(pair.student, pair.teacher, states, [0, 0, 1, 1]) == [0, 0, 1, 1]
+    # Who asks for the logits alone may have any.
+    assert paired_layers(pair.student, pair.teacher, NONE, None) == []
+
+
+def test_24_layers_teach_4(pair):
+    """The shape of BERT-large and of the published student, in small."""
+    for model, count in ((pair.teacher, 24), (pair.student, 4)):
+        layers = model.bert.encoder.layer
+        model.bert.encoder.layer = nn.ModuleList([copy.deepcopy(layers[i % len(layers)]) for i in range(count)])
+    asked = weights(state_loss_ratio=1.0, state_layers="all", relation_loss_ratio=1.0, att_loss_ratio=1.0)
+    assert paired_layers(pair.teacher, pair.student, asked, None) == [5, 11, 17, 23]
+    add_projection(pair.teacher, pair.student, asked)
+    assert losses_of(pair, asked).isfinite().all()
+
+
+def test_the_projection_is_not_saved(trained):
+    narrow = make_encoder(trained.folder / "narrow", "bert", hidden_size=16)
+    options = ["--state_loss_ratio=1", "--state_layers=all", "--relation_loss_ratio=1", "--temperature=2"]
+    code, stderr = trained.distill(*options, start=narrow)
+    assert code == 0, stderr
+    state = torch.load(trained.folder / "student.pt", weights_only=True)
+    assert not any("projection" in name for name in state)
+    assert trained.evaluate("--model_path", str(trained.folder / "student.pt"), source="student")[0] == 0
+    fails(
+        trained.distill("--state_loss_ratio=1", "--teacher_layers=0,7", out="other"), "--teacher_layers=0,7", "0 to 1"
+    )
+
+
+def test_a_student_keeps_its_projection_after_saving(pair):
+    add_projection(pair.teacher, pair.student, weights(state_loss_ratio=1.0))
+    with without_projection(pair.student) as plain:
+        assert not any("projection" in name for name in plain.state_dict())
+    assert any("projection" in name for name, _ in pair.student.named_parameters())
+
+
+def test_without_dropout_training_draws_nothing(pair):
+    pair.student.train()
+    inputs = model_inputs(pair.student, make_batch())
+
+    def differ() -> bool:
+        return not torch.equal(pair.student(**inputs).logits, pair.student(**inputs).logits)
+
+    assert differ()
+    set_dropout(pair.student, 0.0)
+    assert not differ()
+    assert pair.student.config.hidden_dropout_prob == 0.1
+
+
+@pytest.fixture
+def foreign(trained):
+    """A trained BERT `Project` and a teacher of it whose family is not known here and whose tokens are others."""
+    encoder = make_encoder(trained.folder / "mpnet", "mpnet", make_tokenizer(cls="<s>", sep="</s>", pad="<pad>"))
+    config = trained.folder / "config-mpnet.json"
+    config.write_text('{"encoder_class": "mpnet", "n_ctx": 20}')
+    data = write_texts(trained.folder / "data-mpnet")
+    steps = copy.copy(trained)
+    steps.encoder, steps.config, steps.data = encoder, str(config), data
+    for code, stderr in (steps.preprocess(), steps.train(out="mpnet-teacher")):
+        assert code == 0, stderr
+    teacher = trained.folder / "mpnet-teacher"
+    options = [f"--teacher_config={config}", f"--teacher_bert_model_name_or_path={teacher}"]
+    options += [f"--teacher_model_path={teacher}.pt", f"--teacher_data_dir={data}", "--kd_loss=mse"]
+    return SimpleNamespace(steps=steps, trained=trained, teacher=teacher, data=data, options=options)
+
+
+def test_a_teacher_with_a_tokenizer_of_its_own(foreign):
+    code, stderr = foreign.trained.distill(*foreign.options, "--epoch=8")
+    assert code == 0, stderr
+    (kept,) = (foreign.data / "tokenized").glob("teacher-*-train-0.safetensors")
+    assert not list((foreign.trained.data / "tokenized").glob("teacher-*"))
+    model = load_model(str(foreign.teacher), "--flag", Config("mpnet", 20), LABELS)
+    taught = logits_of_rows(model, foreign.data)
+    torch.testing.assert_close(load_file(kept)["logits"], taught, atol=1e-5, rtol=1e-4)
+    student = load_model(str(foreign.trained.folder / "student"), "--flag", Config("bert", 16), LABELS)
+    assert F.mse_loss(logits_of_rows(student, foreign.trained.data), taught) < 0.5 * taught.var(0).mean()
+
+
+def logits_of_rows(model, data_dir) -> torch.Tensor:
+    rows = Dataset.from_file(str(data_dir / "tokenized/train.arrow"))["input_ids"]
+    with torch.no_grad():
+        return torch.cat([model(torch.tensor([ids])).logits for ids in rows])
+
+
+def test_a_teachers_rows_must_be_the_students(foreign):
+    before = snapshot(foreign.trained.folder)
+    fails(foreign.trained.distill(*foreign.options, "--state_loss_ratio=1"), "--state_loss_ratio", "--teacher_data_dir")
+    fails(foreign.trained.distill(*foreign.options[:-2], "--teacher_data_dir=nowhere"), "nowhere", "preprocess.py")
+    fails(foreign.trained.distill(*foreign.options[:-2]), "tokenizers", "--teacher_data_dir")
+    assert snapshot(foreign.trained.folder) == before
+    text = foreign.data / "train.txt"
+    text.write_text(text.read_text() + "a fine film\tpositive\n")
+    assert foreign.steps.preprocess()[0] == 0
+    fails(foreign.trained.distill(*foreign.options), "data-mpnet", "train.txt", "preprocess.py")

@@ -1,0 +1,274 @@
+"""Data sets: rows of `utils.data.texts` -> tokenized Arrow tables -> batches of rows of about the same length.
+
+preprocess.py writes, beside a data folder's files, label.txt (one label a line, in the order of their ids) and
+tokenized/, which the other scripts read.
+"""
+
+import filecmp
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from utils.data.texts import AUGMENTED, NAMES, SPLITS, Columns, Row, present_splits, read_labels, read_rows, split_path
+from utils.data.tokenization import prepare_tokenizer, tokenize
+from utils.models.checkpoint import tokenizer_fingerprint
+from utils.system.errors import UserError
+from utils.system.files import atomic_file, write_json
+from utils.system.launcher import atomic_folder_of_all, join_processes, together
+from utils.system.pool import chunks, map_in_processes
+
+datasets.disable_progress_bars()
+
+CHUNK = 10_000  # rows tokenized at a time
+SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "label": pa.int32()})
+
+
+@dataclass(frozen=True)
+class Data:
+    """A tokenized data set: `labels` in the order of their ids, and one memory-mapped table a split."""
+
+    labels: list[str]
+    splits: dict[str, datasets.Dataset]
+    folder: Path  # that holds the tables
+    fingerprint: str  # of texts, tokenizer and n_ctx
+    hashes: dict[str, str]  # SHA-256 of every split's text file
+
+
+def tokenize_data(
+    data_dir: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    n_ctx: int,
+    progress,
+    num_proc: int = 1,
+    names: Columns = NAMES,
+) -> tuple[dict[str, int], dict]:
+    """Tokenize the files into data_dir/tokenized, without padding, and write data_dir/label.txt.
+
+    Where a launcher started several processes, each tokenizes its share of the chunks, and the first one puts them
+    together.
+
+    Args:
+        n_ctx: longest row in tokens, special tokens included; longer ones are truncated (the longer sentence of a pair
+            first).
+        num_proc: processes that each of those makes to tokenize; one uses all cores for a part of the work.
+        progress: called as `progress(rows, total, split)`; returns an iterator over the same rows (a tqdm bar).
+
+    Returns:
+        The labels with their numbers of rows in train; and for each split its number of rows, mean and longest length
+        in tokens, and how many rows have n_ctx tokens, which most of them were cut to; empty but in the first process.
+
+    Raises:
+        UserError: as `read_labels`, or data_dir/tokenized is something else, or another process failed.
+    """
+    label_counts, counts = read_labels(data_dir, names)
+    labels = list(label_counts)
+    target = data_dir / "tokenized"
+    if target.exists() and not (target / "meta.json").exists():
+        raise UserError(f"{target} is not a data set of this project: move it away")
+    summary: dict[str, dict] = {}
+    splits = present_splits(data_dir)
+    tokenize_chunk = partial(_tokenized_chunk, tokenizer.backend_tokenizer, labels, n_ctx)
+    state = join_processes()
+    with atomic_folder_of_all(target, state) as folder:
+        for split in splits:
+            shards = [folder / f"{split}.{i}.arrow" for i in range(state.num_processes)]
+            with together(state):
+                rows = progress(read_rows(split_path(data_dir, split), names), counts[split], split)
+                own = itertools.islice(chunks(rows, CHUNK), state.process_index, None, state.num_processes)
+                _write_batches(shards[state.process_index], map_in_processes(tokenize_chunk, own, num_proc))
+            if state.is_main_process:
+                _merge(shards, folder / f"{split}.arrow")
+                summary[split] = _summary(folder / f"{split}.arrow", n_ctx)
+        if state.is_main_process:
+            meta = {
+                "labels": labels,
+                "n_ctx": n_ctx,
+                "tokenizer": tokenizer_fingerprint(tokenizer),
+                "texts": {split: _file_hash(split_path(data_dir, split)) for split in splits},
+            }
+            write_json(folder / "meta.json", meta)
+            _keep_teachers_logits(target, folder, splits)
+            with atomic_file(data_dir / "label.txt") as temporary:
+                temporary.write_text("".join(label + "\n" for label in labels), encoding="utf-8")
+    return label_counts, summary
+
+
+def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> Data:
+    """Open the tokenized data set of a data folder.
+
+    Raises:
+        UserError: it is missing or damaged, or was made with another tokenizer, n_ctx or other texts.
+    """
+    data_dir = Path(data_dir)
+    again = "run preprocess.py again"
+    try:
+        meta = json.loads((data_dir / "tokenized" / "meta.json").read_text(encoding="utf-8"))
+        made_with = (meta["n_ctx"], meta["tokenizer"])
+        # Only these names: they become paths.
+        names = [*SPLITS, AUGMENTED] if AUGMENTED in meta["texts"] else SPLITS
+        labels, hashes = meta["labels"], {split: meta["texts"][split] for split in names}
+        splits = {split: datasets.Dataset.from_file(str(data_dir / "tokenized" / f"{split}.arrow")) for split in hashes}
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{data_dir} holds no tokenized data set: run preprocess.py with this data_dir first"
+        ) from error
+    except Exception as error:  # whatever a damaged Arrow file provokes
+        raise UserError(f"{data_dir / 'tokenized'} is damaged ({type(error).__name__}): {again}") from error
+    if made_with[0] != n_ctx:
+        raise UserError(f"{data_dir} was tokenized with n_ctx {made_with[0]} but the config says {n_ctx}: {again}")
+    if made_with[1] != tokenizer_fingerprint(tokenizer):
+        raise UserError(f"{data_dir} was tokenized with another tokenizer than this model's: {again} with this model's")
+    for split in hashes:
+        path = split_path(data_dir, split)
+        if path.exists() and _file_hash(path) != hashes[split]:
+            raise UserError(f"{path} has changed since it was tokenized: {again}")
+    fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+    return Data(labels, splits, data_dir / "tokenized", fingerprint, hashes)
+
+
+def check_same_rows(data: Data, other: Data, splits: list[str]) -> None:
+    """Check that two folders hold the same texts and labels, however tokenized.
+
+    Raises:
+        UserError: they do not; names the folders and the file.
+    """
+    ours, theirs = data.folder.parent, other.folder.parent
+    for split in splits:
+        if data.hashes[split] != other.hashes.get(split):
+            name = split_path(ours, split).name
+            raise UserError(
+                f"{theirs} must hold the same {name} as {ours}: copy it there, then run preprocess.py with "
+                f"--data_dir={theirs}"
+            )
+
+
+def with_augmented_rows(data: Data) -> Data:
+    """The same data with its augmented rows behind those of train."""
+    train = datasets.concatenate_datasets([data.splits["train"], data.splits[AUGMENTED]])
+    return replace(data, splits=data.splits | {"train": train})
+
+
+def lengths(split: datasets.Dataset) -> np.ndarray:
+    """Length in tokens of every row, int array [rows]."""
+    column = split.data.column("input_ids")
+    return pyarrow.compute.list_value_length(column).to_numpy(zero_copy_only=False)
+
+
+def row_labels(split: datasets.Dataset) -> np.ndarray:
+    """Label id of every row, int array [rows]."""
+    return np.asarray(split.with_format("numpy")["label"])
+
+
+def collate(
+    split: datasets.Dataset, indices: np.ndarray, pad_token_id: int, length: int | None = None
+) -> dict[str, np.ndarray]:
+    """Rows `indices` as int64 arrays [rows, longest]: input_ids, attention_mask, token_type_ids; and labels [rows].
+
+    Padded on the right to the longest of these rows, or to `length` tokens.
+    """
+    rows = split[[int(i) for i in indices]]
+    width = length or max(len(ids) for ids in rows["input_ids"])
+    batch = {
+        "input_ids": np.full((len(indices), width), pad_token_id, dtype=np.int64),
+        "attention_mask": np.zeros((len(indices), width), dtype=np.int64),
+        "token_type_ids": np.zeros((len(indices), width), dtype=np.int64),
+        "labels": np.asarray(rows["label"], dtype=np.int64),
+    }
+    for i, (ids, types) in enumerate(zip(rows["input_ids"], rows["token_type_ids"], strict=True)):
+        batch["input_ids"][i, : len(ids)] = ids
+        batch["attention_mask"][i, : len(ids)] = 1
+        batch["token_type_ids"][i, : len(ids)] = types
+    return batch
+
+
+def batches_by_length(row_lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Row indices in batches of rows of nearly equal length, longest first: for evaluation."""
+    order = np.argsort(-row_lengths, kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def shuffled_batches(row_lengths: np.ndarray, batch_size: int, seed: int) -> list[np.ndarray]:
+    """Row indices in shuffled batches of rows of similar length: for one epoch of training.
+
+    Shuffles all rows, sorts by length within pools of 50 batches, cuts those into batches and shuffles the batches, so
+    that a batch holds little padding and yet other rows each epoch.
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(row_lengths))
+    pool = 50 * batch_size
+    pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+    order = np.concatenate([rows[np.argsort(-row_lengths[rows], kind="stable")] for rows in pools])
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def _tokenized_chunk(backend: Tokenizer, labels: list[str], n_ctx: int, rows: list[Row]) -> pa.RecordBatch:
+    label_ids = {label: i for i, label in enumerate(labels)}
+    texts = [texts if len(texts) == 2 else texts[0] for texts, _ in rows]
+    encoded = tokenize(prepare_tokenizer(backend), texts, n_ctx)
+    columns = [[ids for ids, _ in encoded], [types for _, types in encoded], [label_ids[label] for _, label in rows]]
+    return pa.record_batch(columns, schema=SCHEMA)
+
+
+def _write_batches(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _merge(shards: list[Path], target: Path) -> None:
+    """Put the processes' shards together, a chunk of each in turn, as the chunks were dealt out; removes them."""
+    if len(shards) == 1:
+        shards[0].rename(target)
+        return
+    _write_batches(target, _batches_in_turns(shards))
+    for shard in shards:
+        shard.unlink()
+
+
+def _batches_in_turns(shards: list[Path]) -> Iterator[pa.RecordBatch]:
+    with ExitStack() as stack:
+        files = [stack.enter_context(pa.OSFile(str(path))) for path in shards]
+        readers = [stack.enter_context(pa.ipc.open_stream(file)) for file in files]
+        for reader in itertools.cycle(readers):
+            try:
+                yield reader.read_next_batch()
+            except StopIteration:  # all of the others are at their end as well
+                return
+
+
+def _keep_teachers_logits(old: Path, new: Path, splits: list[str]) -> None:
+    """Take along what `utils.training.teacher` keeps beside the splits that have not changed."""
+    for split in splits:
+        kept, table = list(old.glob(f"teacher-*-{split}-*.safetensors")), f"{split}.arrow"
+        if kept and (old / table).exists() and filecmp.cmp(old / table, new / table, shallow=False):
+            for path in kept:
+                shutil.copy2(path, new)
+
+
+def _summary(path: Path, n_ctx: int) -> dict[str, float]:
+    widths = lengths(datasets.Dataset.from_file(str(path)))
+    return {
+        "rows": len(widths),
+        "mean_length": float(widths.mean()),
+        "longest": int(widths.max()),
+        "full": int((widths == n_ctx).sum()),
+    }
+
+
+def _file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,239 @@
+"""Write a classification model as a fused ONNX graph, straight from its weights.
+
+No exporter and no pattern matching: every layer is written with onnxruntime's own fused operators, each with its own
+number of heads and neurons, so that a pruned model is fused as fully as a whole one. The fusions are those of
+onnxruntime's transformer optimizer (https://onnxruntime.ai/docs/performance/transformers-optimization.html), but for
+one: see `_Graph.sum_norm`. Only the [CLS] row of the last layer reaches the classifier, so that layer computes its
+query, attention output and FFN for that one row, which is exact. Rows of equal length need no attention mask: their
+graph is written without one, which is exact too.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+from transformers import PreTrainedModel
+
+from utils.models.families import Family, family_of, head_size_of, layers_of, takes_token_types
+from utils.system.errors import UserError
+
+# Opset and IR version old enough for the onnxruntime releases of the last years, in any language.
+OPSET, IR_VERSION = 17, 8
+MICROSOFT = "com.microsoft"
+WORDS = "word.weight"
+
+# A layer's entries in the table of families.
+LAYER_PARTS = (
+    "query", "key", "value", "attention_output", "attention_norm", "ffn_input", "ffn_output", "ffn_norm",
+)  # fmt: skip
+
+# transformers' name of an activation -> its operator and the operator's domain.
+ACTIVATIONS = {
+    "gelu": ("Gelu", MICROSOFT),
+    "gelu_new": ("FastGelu", MICROSOFT),
+    "relu": ("Relu", ""),
+    "tanh": ("Tanh", ""),
+}
+HIDDEN_ACTIVATIONS = ("gelu", "gelu_new", "relu")
+
+
+class _Graph:
+    """The nodes and weights written so far; each call returns the name of the tensor that it made."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def weight(self, value: torch.Tensor | np.ndarray, name: str) -> str:
+        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def node(self, op: str, inputs: list[str], name: str, domain: str = "", outputs: int = 1, **attributes) -> str:
+        names = [name] + [f"{name}.{i}" for i in range(1, outputs)]
+        self.nodes.append(helper.make_node(op, inputs, names, name=name, domain=domain, **attributes))
+        return name
+
+    def linear(self, x: str, weight: torch.Tensor, bias: torch.Tensor, name: str) -> str:
+        """x times the transpose of a torch Linear's weight [out, in], plus its bias [out]."""
+        product = self.node("MatMul", [x, self.weight(weight.T, f"{name}.weight")], f"{name}.matmul")
+        return self.node("Add", [product, self.weight(bias, f"{name}.bias")], name)
+
+    def sum_norm(self, x: str, negated: str, norm: nn.LayerNorm, name: str) -> str:
+        """LayerNorm(x - negated).
+
+        Sums are written as differences, exactly: onnxruntime would fuse a sum and a LayerNormalization into
+        SkipLayerNormalization, whose CPU kernel takes four to seven times as long as the two apart.
+        """
+        total = self.node("Sub", [x, negated], f"{name}.sum")
+        scale = [self.weight(norm.weight, f"{name}.gamma"), self.weight(norm.bias, f"{name}.beta")]
+        return self.node("LayerNormalization", [total, *scale], name, epsilon=norm.eps)
+
+    def skip_norm(self, x: str, linear: nn.Linear, skip: str, norm: nn.LayerNorm, name: str) -> str:
+        """LayerNorm(skip + Linear(x))."""
+        return self.sum_norm(skip, self.linear(x, -linear.weight, -linear.bias, f"{name}.negated"), norm, name)
+
+
+def build_graph(model: PreTrainedModel, masked: bool = True) -> onnx.ModelProto:
+    """The model as an fp32 ONNX graph for onnxruntime.
+
+    Inputs `input_ids`, `attention_mask` and, where the model has them, `token_type_ids`: int64 [batch, sequence].
+    Output `logits`: float32 [batch, labels].
+
+    Args:
+        masked: False leaves `attention_mask` out: faster, for batches without padding.
+
+    Raises:
+        UserError: the model has a part that the fused operators cannot compute exactly.
+    """
+    family = family_of(model)
+    activation = _check_supported(model)
+    graph = _Graph()
+    inputs = ["input_ids"] + ["attention_mask"] * masked + ["token_type_ids"] * takes_token_types(model)
+
+    x = _embeddings(graph, model, family)
+    mask = [graph.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)] if masked else []
+    layers = layers_of(model)
+    for index, layer in enumerate(layers):
+        attend = _cls_attention if index == len(layers) - 1 else _attention
+        parts = {part: layer.get_submodule(getattr(family, part)) for part in LAYER_PARTS}
+        x = _layer(graph, x, mask, parts, attend, head_size_of(model), activation, f"layer.{index}")
+    _head(graph, model, family, x)
+
+    axes = ["batch", "sequence"]
+    proto = helper.make_graph(
+        graph.nodes,
+        model.config.model_type,
+        [helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in inputs],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", model.config.num_labels])],
+        graph.weights,
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fastformers")
+
+
+def _check_supported(model: PreTrainedModel) -> str:
+    config = model.config
+    activation = config.activation if config.model_type == "distilbert" else config.hidden_act
+    if activation not in HIDDEN_ACTIVATIONS:
+        raise UserError(
+            f"the model's hidden activation is {activation!r} but only {', '.join(HIDDEN_ACTIVATIONS)} can be "
+            "written as a fused graph: set it in the checkpoint's config.json and train again"
+        )
+    if getattr(config, "is_decoder", False):
+        raise UserError("the checkpoint's config.json says is_decoder: set it to false, a classifier is an encoder")
+    return activation
+
+
+def _embeddings(graph: _Graph, model: PreTrainedModel, family: Family) -> str:
+    """Sum of word, position and token type embeddings, normalized: [batch, sequence, hidden]."""
+    embeddings = model.get_submodule(family.embeddings)
+    # Negative, for `sum_norm`.
+    position = -embeddings.position_embeddings.weight
+    if hasattr(embeddings, "token_type_embeddings") and not takes_token_types(model):
+        # One type for every token: its row is part of each position's.
+        position = position - embeddings.token_type_embeddings.weight[0]
+    if family.positions_follow_padding:
+        positions = _positions_after_padding(graph, embeddings.padding_idx)
+        skip = graph.node("Gather", [graph.weight(position, "position.weight"), positions], "position")
+    else:
+        start, axis = (graph.weight(np.array([i]), f"position.{name}") for i, name in ((0, "start"), (1, "axis")))
+        length = graph.node("Shape", ["input_ids"], "position.length", start=1, end=2)
+        skip = graph.node("Slice", [graph.weight(position[None], "position.weight"), start, length, axis], "position")
+    if takes_token_types(model):
+        types = graph.weight(-embeddings.token_type_embeddings.weight, "token_type.weight")
+        types = graph.node("Gather", [types, "token_type_ids"], "token_type")
+        skip = graph.node("Add", [types, skip], "position_and_type")
+    word = graph.node("Gather", [graph.weight(embeddings.word_embeddings.weight, WORDS), "input_ids"], "word")
+    x = graph.sum_norm(word, skip, embeddings.LayerNorm, "embeddings")
+    # ELECTRA has this module only where its embeddings are narrower than its layers.
+    if family.embeddings_project in dict(model.named_modules()):
+        project = model.get_submodule(family.embeddings_project)
+        x = graph.linear(x, project.weight, project.bias, "embeddings.project")
+    return x
+
+
+def _positions_after_padding(graph: _Graph, padding_id: int) -> str:
+    """Position ids as transformers numbers RoBERTa's: padding_id + 1, 2, ... for tokens, padding_id for padding."""
+    padding = graph.weight(np.array(padding_id), "positions.padding_id")
+    is_padding = graph.node("Equal", ["input_ids", padding], "positions.is_padding")
+    not_padding = graph.node("Not", [is_padding], "positions.not_padding")
+    is_token = graph.node("Cast", [not_padding], "positions.is_token", to=TensorProto.INT64)
+    axis = graph.weight(np.array(1), "positions.axis")
+    count = graph.node("CumSum", [is_token, axis], "positions.count")
+    return graph.node("Add", [graph.node("Mul", [count, is_token], "positions.masked"), padding], "positions")
+
+
+def _layer(
+    graph: _Graph,
+    x: str,
+    mask: list[str],
+    parts: dict[str, nn.Module],
+    attend: Callable[..., tuple[str, str]],
+    head_size: int,
+    activation: str,
+    name: str,
+) -> str:
+    """One encoder layer over the rows that `attend` returns a context for; `mask` is the mask's name, or empty."""
+    output, norm = parts["attention_output"], parts["attention_norm"]
+    if output.in_features:
+        context, x = attend(graph, x, mask, parts, head_size, f"{name}.attention")
+        x = graph.skip_norm(context, output, x, norm, f"{name}.attention_norm")
+    else:  # no head was kept
+        x = _first_row(graph, x, name) if attend is _cls_attention else x
+        x = graph.sum_norm(x, graph.weight(-output.bias, f"{name}.no_attention"), norm, f"{name}.attention_norm")
+    hidden = graph.linear(x, parts["ffn_input"].weight, parts["ffn_input"].bias, f"{name}.ffn_input")
+    operator, domain = ACTIVATIONS[activation]
+    hidden = graph.node(operator, [hidden], f"{name}.activation", domain)
+    return graph.skip_norm(hidden, parts["ffn_output"], x, parts["ffn_norm"], f"{name}.ffn_norm")
+
+
+def _attention(
+    graph: _Graph, x: str, mask: list[str], parts: dict[str, nn.Module], head_size: int, name: str
+) -> tuple[str, str]:
+    """Self-attention of every row; returns the context and the rows, both [batch, sequence, ...]."""
+    projections = [parts[part] for part in ("query", "key", "value")]
+    width = projections[0].out_features
+    inputs = [
+        x,
+        graph.weight(torch.cat([p.weight for p in projections]).T, f"{name}.weight"),
+        graph.weight(torch.cat([p.bias for p in projections]), f"{name}.bias"),
+        *mask,
+    ]
+    context = graph.node(
+        "Attention", inputs, name, MICROSOFT, num_heads=width // head_size, qkv_hidden_sizes=[width] * 3
+    )  # fmt: skip
+    return context, x
+
+
+def _cls_attention(
+    graph: _Graph, x: str, mask: list[str], parts: dict[str, nn.Module], head_size: int, name: str
+) -> tuple[str, str]:
+    """Attention of the first row to all rows; returns the context and the row, both [batch, 1, ...]."""
+    query, key, value = (parts[part] for part in ("query", "key", "value"))
+    row = _first_row(graph, x, name)
+    queries = graph.linear(row, query.weight, query.bias, f"{name}.query")
+    weight, bias = torch.cat([key.weight, value.weight]), torch.cat([key.bias, value.bias])
+    keys = graph.node("Split", [graph.linear(x, weight, bias, f"{name}.key_value")], f"{name}.split", outputs=2, axis=2)
+    inputs = [queries, keys, f"{keys}.1"] + ["", *mask] * bool(mask)
+    num_heads = query.out_features // head_size
+    return graph.node("MultiHeadAttention", inputs, name, MICROSOFT, num_heads=num_heads), row
+
+
+def _first_row(graph: _Graph, x: str, name: str) -> str:
+    start, end = (graph.weight(np.array([i]), f"{name}.{bound}") for i, bound in ((0, "start"), (1, "end")))
+    return graph.node("Slice", [x, start, end, end], f"{name}.row")
+
+
+def _head(graph: _Graph, model: PreTrainedModel, family: Family, x: str) -> None:
+    """Logits [batch, labels] of the one row left: [batch, 1, hidden]."""
+    axis = graph.weight(np.array([1]), "head.axis")
+    x = graph.node("Squeeze", [x, axis], "head.row")
+    dense, output = model.get_submodule(family.head_dense), model.get_submodule(family.head_output)
+    x = graph.linear(x, dense.weight, dense.bias, "head.dense")
+    operator, domain = ACTIVATIONS[family.head_activation]
+    x = graph.node(operator, [x], "head.activation", domain)
+    graph.linear(x, output.weight, output.bias, "logits")

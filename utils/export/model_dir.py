@@ -1,0 +1,97 @@
+"""A folder that holds all that `utils.runtime.Predictor` needs: graphs, tokenizer, labels, and how it was made."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import onnx
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from utils.export.plain import save_graphs
+from utils.models.checkpoint import labels_of
+from utils.runtime import TOKENIZER
+from utils.system.errors import UserError
+from utils.system.files import atomic_folder, check_output_folder, write_json
+
+WEIGHTS = "model.weights"
+
+CARD = """---
+library_name: onnx
+pipeline_tag: text-classification
+---
+
+# Text classifier: {labels}
+
+A {family} encoder, as ONNX graphs ({version}). Texts are read up to {n_ctx} tokens.
+
+    python predict.py THIS_FOLDER < texts.txt
+
+`model.onnx` takes input_ids, attention_mask and, where listed, token_type_ids (int64, [batch, sequence]) and gives
+logits, float32 [batch, {num_labels}], in the order of config.json's id2label. Any onnxruntime runs it.
+`model.unpadded.onnx`, where it is there, is the same without attention_mask: faster, for a batch whose rows all have
+the same number of tokens. Both take their weights from `model.weights`.
+
+## How it was made
+
+By `quantize.py`, which measured these versions on valid.txt, one row at a time, and took "{version}". The machine:
+{machine}.
+
+```
+{table}
+```
+"""
+
+
+def check_model_dir(path: str | Path, flag: str) -> None:
+    """Check that `path` can become a model folder: that it is new, empty, or one already.
+
+    Raises:
+        UserError: it holds other files, or cannot be written to; names `flag`.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{flag}={path} is a file: name a folder")
+    if path.is_dir() and any(path.iterdir()) and not _is_model_dir(path):
+        raise UserError(f"{flag}={path} holds other files, which would be replaced: name a new folder")
+    check_output_folder(path.parent, flag)
+
+
+def write_model_dir(
+    path: str | Path,
+    graphs: dict[str, onnx.ModelProto],
+    tokenizer: PreTrainedTokenizerFast,
+    hub_config: PretrainedConfig,
+    made: dict,
+    table: str,
+) -> None:
+    """Write the folder whole, replacing an older one.
+
+    Args:
+        graphs: `GRAPH` and, where rows without padding have a graph of their own, `UNPADDED_GRAPH`.
+        made: how it was made: `n_ctx`, `version`, `machine`; goes into config.json.
+        table: the versions that were measured; goes into README.md.
+    """
+    with atomic_folder(path) as folder:
+        save_graphs(graphs, folder, WEIGHTS)
+        tokenizer.save_pretrained(folder)
+        hub_config.save_pretrained(folder)
+        files = [*graphs, WEIGHTS, TOKENIZER]
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+        config.pop("auto_map", None)  # of a pruned checkpoint's PyTorch code, which is not needed here
+        config["fastformers"] = made | {"files": hashes}
+        write_json(folder / "config.json", config)
+        labels = labels_of(hub_config)
+        card = CARD.format(
+            labels=", ".join(labels), num_labels=len(labels), family=hub_config.model_type,
+            n_ctx=made["n_ctx"], version=made["version"], table=table,
+            machine=", ".join(f"{key} {value}" for key, value in made["machine"].items()),
+        )  # fmt: skip
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _is_model_dir(path: Path) -> bool:
+    try:
+        return "fastformers" in json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,109 @@
+"""A trained model as a function from a batch of `utils.data.tables.collate` to its logits, whatever runs it.
+
+PyTorch is imported only by those who ask for it: a process that runs an ONNX file starts in a tenth of the time and of
+the memory without.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils.runtime import load_session, run_session
+from utils.system.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from utils.models.config import Config
+
+Engine = Callable[[dict], np.ndarray]
+
+
+def pytorch_engine(model: PreTrainedModel) -> Engine:
+    """Logits [rows, labels] of a PyTorch model, fp32, on its own device."""
+    import torch
+
+    from utils.models.classifier import model_inputs
+
+    def run(batch: dict) -> np.ndarray:
+        with torch.inference_mode():
+            return model(**model_inputs(model, batch)).logits.float().cpu().numpy()
+
+    return run
+
+
+def open_pytorch(
+    folder: str, config: Config, labels: list[str], state_path: str | None, device: str, num_threads: int, int8: bool
+) -> Engine:
+    """Load a checkpoint folder as an engine on `device`; sets this process's number of PyTorch threads.
+
+    Args:
+        labels: the data set's label strings in the order of their ids; the checkpoint's must be the same.
+        state_path: a state dict (.pt) to load over the folder's own weights.
+        int8: quantize the Linear layers dynamically; `device` must be cpu.
+
+    Raises:
+        UserError: it cannot be loaded, or its labels are not `labels`.
+    """
+    import torch
+
+    from utils.models.classifier import load_model
+
+    torch.set_num_threads(num_threads)
+    model = load_model(folder, "--bert_output_dir", config, labels, state_path).to(device)
+    return pytorch_engine(quantize_linears(model) if int8 else model)
+
+
+def quantize_linears(model: PreTrainedModel) -> PreTrainedModel:
+    """Replace every Linear layer of `model`, in place, by PyTorch's dynamic int8 one; returns `model`. CPU only."""
+    import torch
+    from torch.ao.quantization import quantize_dynamic
+
+    with warnings.catch_warnings():
+        # Deprecated, but what replaces it is a package more to install.
+        warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", "torch.quantize_per_", UserWarning)
+        return quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
+
+
+def onnx_engine(graph: str | Path | bytes, num_threads: int, num_labels: int) -> Engine:
+    """Logits [rows, labels] of an ONNX file, or the bytes of one, by ONNX Runtime on the CPU.
+
+    Raises:
+        UserError: the file is missing or damaged, or gives another number of logits than `num_labels`; when run, the
+            batch has padding that the graph cannot be told of.
+    """
+    session = load_session(graph, num_threads)
+    name = "the graph" if isinstance(graph, bytes) else graph
+    found = session.get_outputs()[0].shape[-1]
+    if found != num_labels:
+        raise UserError(
+            f"{name} gives {found} logits but the data set has {num_labels} labels: write it again with quantize.py"
+        )
+    if "attention_mask" in [node.name for node in session.get_inputs()]:
+        return lambda batch: run_session(session, batch)
+
+    def run(batch: dict) -> np.ndarray:
+        if not batch["attention_mask"].all():
+            raise UserError(
+                f"{name} takes no attention_mask but a batch has padding: use --batch_size=1 without "
+                "--use_fixed_seq_length, or the graph that takes attention_mask"
+            )
+        return run_session(session, batch)
+
+    return run
+
+
+def graph_size(graph: str | Path) -> tuple[int, int]:
+    """The number of weights of an ONNX file, and its bytes, with those of the files that it keeps weights in."""
+    import onnx
+
+    weights = onnx.load(graph, load_external_data=False).graph.initializer
+    kept_in = {entry.value for weight in weights for entry in weight.external_data if entry.key == "location"}
+    files = [Path(graph), *(Path(graph).parent / name for name in kept_in)]
+    return sum(int(np.prod(weight.dims)) for weight in weights), sum(file.stat().st_size for file in files)

@@ -1,0 +1,165 @@
+"""Classification models: loading and saving, for the four families.
+
+A checkpoint folder is a standard transformers one. Where pruning left shapes that config.json's own keys cannot say,
+config.json lists them, and the folder holds the code that builds such a model: see utils/models/modeling_pruned.py.
+"""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from utils.models import modeling_pruned
+from utils.models.checkpoint import MEND, check_labels, labels_of, load_hub_config
+from utils.models.config import Config
+from utils.models.families import FAMILIES, family_of, layer_shapes, takes_token_types
+from utils.system.errors import UserError, first_line
+from utils.system.files import atomic_file, atomic_files_into
+
+
+def load_model(
+    name_or_path: str,
+    flag: str,
+    config: Config,
+    labels: list[str],
+    state_path: str | None = None,
+    attention: str | None = None,
+    new_head: bool = False,
+) -> PreTrainedModel:
+    """Load a classification model in evaluation mode, pruned or not.
+
+    Args:
+        name_or_path: a checkpoint folder or a Hugging Face hub name; `flag` is the option that named it, for errors.
+        labels: the data set's label strings in the order of their ids; the checkpoint's must be the same.
+        state_path: a state dict (.pt) to load over the folder's own weights.
+        attention: `eager` where attention probabilities are wanted; without it, the fastest that the family has.
+        new_head: start a classifier for `labels` afresh where the checkpoint has none or one for other labels.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged, of another family than `config`'s, or its labels differ.
+    """
+    hub_config = load_hub_config(name_or_path, flag, config)
+    own_labels = labels_of(hub_config)
+    if not new_head:
+        check_labels(hub_config, labels, name_or_path, flag)
+    hub_config.id2label, hub_config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+    try:
+        pruned = getattr(hub_config, "layer_shapes", None)
+        # The code in the folder is not run: this project's own is the same.
+        kind: Any = (
+            modeling_pruned.PRUNED_CLASSES[hub_config.model_type] if pruned else AutoModelForSequenceClassification
+        )
+        model, loading = kind.from_pretrained(
+            name_or_path, config=hub_config, attn_implementation=attention, dtype=torch.float32,
+            ignore_mismatched_sizes=new_head, output_loading_info=True, trust_remote_code=False,
+        )  # fmt: skip
+        _check_weights(model, loading, new_head)
+        if hub_config.model_type in FAMILIES and own_labels != labels and not loading["missing_keys"]:
+            _restart_classifier(model)
+    except Exception as error:  # whatever a damaged file provokes
+        raise UserError(f"{flag}={name_or_path} cannot be loaded ({first_line(error)}): {MEND}") from error
+    if state_path is not None:
+        load_state(model, state_path)
+    return model.eval()
+
+
+def load_state(model: PreTrainedModel, path: str) -> None:
+    """Load a state dict written by `save_checkpoint` into `model`, in place.
+
+    Raises:
+        UserError: the file is missing, is not a plain state dict, or does not fit.
+    """
+    try:
+        # weights_only: a pickle that would run code is refused, not executed.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): train a model first, or check the path") from error
+    except Exception as error:  # torch.load raises whatever the bytes provoke
+        raise UserError(
+            f"{path} is not a state dict of this checkpoint ({first_line(error)}): "
+            "pass the folder and the file that one command wrote together"
+        ) from error
+
+
+def save_checkpoint(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: str | Path, state_path: str | Path | None
+) -> None:
+    """Write a complete checkpoint folder (config, safetensors, tokenizer) and, with `state_path`, the same as a .pt."""
+    pruned = model.config.model_type in FAMILIES and _describe_shapes(model)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_files_into(folder) as temporary:
+        tokenizer.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=dict(state))  # a copy: it may empty the one it gets
+        if pruned:
+            shutil.copy(modeling_pruned.__file__, temporary)
+    if state_path is not None:
+        with atomic_file(state_path) as temporary:
+            torch.save(state, temporary)
+
+
+def set_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Let every dropout of a model have this probability while it trains; its config stays as it is."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+
+
+def freeze_embeddings(model: PreTrainedModel) -> None:
+    """Keep all embeddings, and their layer norm, as they are while the model trains."""
+    model.get_submodule(family_of(model).embeddings).requires_grad_(False)
+
+
+def model_inputs(model: PreTrainedModel, batch: dict) -> dict:
+    """The entries of a batch that this model's forward takes, as tensors on its device."""
+    names = ["input_ids", "attention_mask"] + (["token_type_ids"] if takes_token_types(model) else [])
+    return {name: torch.as_tensor(batch[name]).to(model.device, non_blocking=True) for name in names}
+
+
+def _check_weights(model: PreTrainedModel, loading: dict, new_head: bool) -> None:
+    """Check that the checkpoint had all weights in their shapes; with `new_head`, those of the classifier apart.
+
+    Raises:
+        ValueError: it had not.
+    """
+    unusable = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+    if new_head:
+        encoder = f"{model.base_model_prefix}."
+        unusable = {name for name in unusable if name.startswith(encoder) and ".pooler." not in name}
+    if unusable:
+        raise ValueError(f"no weights of the right shape for {min(unusable)}")
+
+
+def _restart_classifier(model: PreTrainedModel) -> None:
+    """Draw the output layer anew: it was trained for other labels, if as many."""
+    output = model.get_submodule(family_of(model).head_output)
+    nn.init.normal_(output.weight, std=model.config.initializer_range)
+    nn.init.zeros_(output.bias)
+
+
+def _describe_shapes(model: PreTrainedModel) -> bool:
+    """Write the layers' shapes into the model's config, where its own keys do not say them; returns whether so."""
+    config, shapes = model.config, layer_shapes(model)
+    pruned = set(shapes) != {(config.num_attention_heads, _config_ffn_size(config))}
+    described = {
+        "layer_shapes": [list(shape) for shape in shapes],
+        "layer_paths": asdict(family_of(model)),
+        "auto_map": {
+            "AutoModelForSequenceClassification": "modeling_pruned."
+            + modeling_pruned.PRUNED_CLASSES[config.model_type].__name__
+        },
+    }
+    for key, value in described.items():
+        if pruned:
+            setattr(config, key, value)
+        elif hasattr(config, key):
+            delattr(config, key)
+    return pruned
+
+
+def _config_ffn_size(hub_config: PretrainedConfig) -> int:
+    return hub_config.hidden_dim if hub_config.model_type == "distilbert" else hub_config.intermediate_size

@@ -1,0 +1,54 @@
+"""The JSON files in configs/: which encoder family, and how many tokens of a text it reads."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
+)
+
+from utils.models.families import FAMILIES
+from utils.system.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """One file of configs/.
+
+    `encoder_class` is the encoder's family, transformers' model_type: one of `utils.models.families.FAMILIES`, or any
+    other that classifies, which is then neither pruned nor fused; `n_ctx` the longest input in tokens, special tokens
+    included: longer ones are truncated.
+    """
+
+    encoder_class: str
+    n_ctx: int
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and check a config file.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or has an unknown, missing or impossible key.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name a file of configs/") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    known = list(Config.__dataclass_fields__)
+    if not isinstance(values, dict) or sorted(values) != sorted(known):
+        odd = sorted(set(values) ^ set(known)) if isinstance(values, dict) else []
+        raise UserError(
+            f"{path} must hold exactly the keys {', '.join(known)}: unknown or missing here {', '.join(odd)}"
+        )
+    if values["encoder_class"] not in list(CLASSIFIERS):  # a list, as the value may be anything
+        raise UserError(
+            f"{path}: unknown encoder_class {values['encoder_class']!r}: choose one of {', '.join(sorted(FAMILIES))}, "
+            "or another model_type that transformers has a sequence classifier for"
+        )
+    n_ctx = values["n_ctx"]
+    if not isinstance(n_ctx, int) or isinstance(n_ctx, bool) or n_ctx < 4:
+        raise UserError(f"{path}: n_ctx is {n_ctx!r}: it must be a whole number of at least 4 tokens")
+    return Config(**values)

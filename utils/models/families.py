@@ -1,0 +1,142 @@
+"""Where each encoder family keeps its parts: the one table that everything touching a layer's insides reads.
+
+To add a family, add a row here, a class to utils/models/modeling_pruned.py, a config in configs/ and its name to the
+tests' list of families.
+Paths of a layer's parts are relative to the layer, the others to the classification model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from utils.system.errors import UserError
+
+if TYPE_CHECKING:  # importing models takes seconds, and the table alone needs none
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module paths of one encoder family's classification model in transformers."""
+
+    layers: str
+    self_attention: str  # what gives the context of all heads
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    attention_norm: str
+    ffn_input: str
+    ffn_output: str
+    ffn_norm: str
+    embeddings: str
+    embeddings_project: str | None  # ELECTRA widens narrow embeddings after their layer norm
+    head_dense: str
+    head_activation: str
+    head_output: str
+    # RoBERTa numbers positions from pad_token_id + 1, the others from 0.
+    positions_follow_padding: bool = False
+
+
+BERT_LAYER: dict[str, Any] = dict(
+    self_attention="attention.self",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    attention_output="attention.output.dense",
+    attention_norm="attention.output.LayerNorm",
+    ffn_input="intermediate.dense",
+    ffn_output="output.dense",
+    ffn_norm="output.LayerNorm",
+)
+
+FAMILIES = {
+    "bert": Family(
+        layers="bert.encoder.layer",
+        **BERT_LAYER,
+        embeddings="bert.embeddings",
+        embeddings_project=None,
+        head_dense="bert.pooler.dense",
+        head_activation="tanh",
+        head_output="classifier",
+    ),
+    "roberta": Family(
+        layers="roberta.encoder.layer",
+        **BERT_LAYER,
+        embeddings="roberta.embeddings",
+        embeddings_project=None,
+        head_dense="classifier.dense",
+        head_activation="tanh",
+        head_output="classifier.out_proj",
+        positions_follow_padding=True,
+    ),
+    "electra": Family(
+        layers="electra.encoder.layer",
+        **BERT_LAYER,
+        embeddings="electra.embeddings",
+        embeddings_project="electra.embeddings_project",
+        head_dense="classifier.dense",
+        head_activation="gelu",
+        head_output="classifier.out_proj",
+    ),
+    "distilbert": Family(
+        layers="distilbert.transformer.layer",
+        self_attention="attention",
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        attention_output="attention.out_lin",
+        attention_norm="sa_layer_norm",
+        ffn_input="ffn.lin1",
+        ffn_output="ffn.lin2",
+        ffn_norm="output_layer_norm",
+        embeddings="distilbert.embeddings",
+        embeddings_project=None,
+        head_dense="pre_classifier",
+        head_activation="relu",
+        head_output="classifier",
+    ),
+}
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The row of the table for this model.
+
+    Raises:
+        UserError: it has none.
+    """
+    if model.config.model_type not in FAMILIES:
+        raise UserError(
+            f"the insides of an encoder of the family {model.config.model_type!r} are not known, only those of "
+            f"{', '.join(sorted(FAMILIES))}: use one of these, or add a row to utils/models/families.py"
+        )
+    return FAMILIES[model.config.model_type]
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The encoder's layers."""
+    return model.get_submodule(family_of(model).layers)
+
+
+def head_size_of(model: PreTrainedModel) -> int:
+    """Width of one attention head; pruning heads does not change it."""
+    return model.config.hidden_size // model.config.num_attention_heads
+
+
+def layer_shapes(model: PreTrainedModel) -> list[tuple[int, int]]:
+    """(number of attention heads, FFN neurons) of every layer, read off the weights themselves."""
+    family, head_size = family_of(model), head_size_of(model)
+    return [
+        (
+            layer.get_submodule(family.query).out_features // head_size,
+            layer.get_submodule(family.ffn_input).out_features,
+        )
+        for layer in layers_of(model)
+    ]
+
+
+def takes_token_types(model: PreTrainedModel) -> bool:
+    """Whether the second sentence of a pair has an embedding of its own (not in RoBERTa and DistilBERT)."""
+    return getattr(model.config, "type_vocab_size", 0) > 1

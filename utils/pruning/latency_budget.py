@@ -1,0 +1,130 @@
+"""A budget of milliseconds: what heads and neurons cost on this machine, in the int8 engine that will run them."""
+
+import copy
+import logging
+import math
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from utils.data.tables import lengths
+from utils.export.fused import build_graph
+from utils.export.int8 import WEIGHT_BITS, Recipe, detect_cpu, quantize_int8
+from utils.export.plain import open_graph
+from utils.measuring.timing import single_rows, timed_in_turns
+from utils.models.families import layer_shapes
+from utils.pruning.budget import NEURON_STEP, spread
+from utils.pruning.importance import Scores
+from utils.pruning.narrow import narrow_layer
+from utils.system.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+TIMED_ROWS, REPEATS = 60, 7
+CLOSE_ENOUGH, ATTEMPTS = 0.03, 5
+Shapes = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Milliseconds of one head and one neuron in every layer, of everything else, and of the whole model."""
+
+    heads: list[float]
+    neurons: list[float]
+    rest: float
+    whole: float
+
+
+def shaped(model: PreTrainedModel, shapes: Shapes) -> PreTrainedModel:
+    """A copy whose layers have these numbers of heads and neurons, whichever: latency does not depend on weights."""
+    smaller = copy.deepcopy(model).cpu()
+    for index, (num_heads, num_neurons) in enumerate(shapes):
+        narrow_layer(smaller, index, torch.arange(num_heads), torch.arange(num_neurons))
+    return smaller
+
+
+def measure_latencies(models: list[PreTrainedModel], split: datasets.Dataset) -> list[float]:
+    """Mean milliseconds of every model's int8 graph over rows of evenly spread lengths, one at a time, taking turns.
+
+    Of each row the median of its repeats counts, so that a busy moment of the machine does not.
+    """
+    bits = WEIGHT_BITS[detect_cpu()]
+    engines = [
+        open_graph(quantize_int8(build_graph(model, masked=False), Recipe(), bits), model.config.num_labels)
+        for model in models
+    ]
+    order = np.argsort(lengths(split), kind="stable")
+    rows = split.select(order[np.unique(np.linspace(0, len(order) - 1, min(TIMED_ROWS, len(order))).astype(int))])
+    make_inputs = [single_rows(rows, models[0].config.pad_token_id)] * len(engines)
+    repeats = [timed_in_turns(engines, make_inputs, len(rows))[1] for _ in range(REPEATS)]
+    by_row = [[np.concatenate(turns) for turns in repeat] for repeat in repeats]
+    return np.median(np.array(by_row), axis=0).mean(-1).tolist()
+
+
+def measure_table(model: PreTrainedModel, split: datasets.Dataset) -> LatencyTable:
+    """Time the model whole and without most of its parts, and take the differences.
+
+    The last layer is apart from the others: it computes its query and its FFN for one row only.
+    """
+    shapes = layer_shapes(model)
+    floors = [min(NEURON_STEP, num_neurons) for _, num_neurons in shapes]
+    groups = [part for part in (range(len(shapes) - 1), range(len(shapes) - 1, len(shapes))) if part]
+    variants = [shapes]
+    for group in groups:
+        variants.append([(0 if i in group else h, n) for i, (h, n) in enumerate(shapes)])
+        variants.append([(h, floors[i] if i in group else n) for i, (h, n) in enumerate(shapes)])
+    whole, *without = measure_latencies([shaped(model, variant) for variant in variants], split)
+    heads, neurons = [0.0] * len(shapes), [0.0] * len(shapes)
+    for group, no_heads, no_neurons in zip(groups, without[::2], without[1::2], strict=True):
+        num_heads = sum(shapes[i][0] for i in group)
+        num_neurons = sum(shapes[i][1] - floors[i] for i in group)
+        for i in group:
+            # Never free: noise may have made the smaller model the slower one.
+            heads[i] = max(whole - no_heads, 1e-3 * whole) / max(num_heads, 1)
+            neurons[i] = max(whole - no_neurons, 1e-3 * whole) / max(num_neurons, 1)
+    in_layers = sum(h * heads[i] + n * neurons[i] for i, (h, n) in enumerate(shapes))
+    return LatencyTable(heads, neurons, max(whole - in_layers, 0.0), whole)
+
+
+def fit_latency(
+    model: PreTrainedModel, heads: Scores, neurons: Scores, fraction: float, split: datasets.Dataset
+) -> Shapes:
+    """Numbers of heads and neurons to keep in every layer, so that the int8 model takes `fraction` of the whole one's
+    latency on this machine.
+
+    The table of costs is linear and the machine is not, so what it plans is timed beside the whole model, and the plan
+    is mended by what was missed.
+
+    Args:
+        heads, neurons: importance, a tensor a layer; of heads and neurons on one scale.
+        split: rows to time.
+
+    Raises:
+        UserError: the budget is below the smallest model's latency.
+    """
+    table = measure_table(model, split)
+    logger.info(
+        "[Latency] : %.3f ms; a head %.2f us and %d neurons %.2f us, in the last layer %.2f and %.2f; the rest %.3f ms",
+        table.whole, 1000 * table.heads[0], NEURON_STEP, 1000 * NEURON_STEP * table.neurons[0],
+        1000 * table.heads[-1], 1000 * NEURON_STEP * table.neurons[-1], table.rest,
+    )  # fmt: skip
+    aim, best = fraction, (math.inf, layer_shapes(model))
+    for _ in range(ATTEMPTS):
+        share = (aim * table.whole - table.rest) / (table.whole - table.rest)
+        try:
+            shapes = spread(heads, neurons, table.heads, table.neurons, min(share, 1.0))
+        except UserError as error:
+            if best[0] < math.inf:
+                break
+            raise UserError(f"a latency of {fraction:g} of the whole model's cannot be reached: {error}") from error
+        whole, smaller = measure_latencies([model, shaped(model, shapes)], split)
+        logger.info("[Latency] : planned %.3f, measured %.3f of the whole model's", aim, smaller / whole)
+        missed = smaller / whole - fraction
+        best = min(best, (abs(missed), shapes))
+        if abs(missed) <= CLOSE_ENOUGH:
+            break
+        aim -= missed
+    return best[1]

@@ -1,0 +1,59 @@
+"""What every script does the same way: report a user's mistake, log, end on Ctrl-C.
+
+For scripts alone: importing it sets sys.excepthook. Modules that a program imports use `utils.system.errors`.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+from utils.system.errors import FULL_DISK, UserError
+from utils.system.signals import Terminated
+
+LIBRARIES = ("httpx", "httpx2", "datasets", "filelock", "accelerate", "torch", "huggingface_hub")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's `main`: a `UserError` becomes one line on stderr and exit code 2; Ctrl-C ends with 130, SIGTERM
+    with 143.
+
+    Anything else is a bug and crashes with its traceback.
+    """
+    # With stderr, tqdm's default, so that a script's standard output stays its result.
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s:%(message)s", stream=sys.stderr)
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    signal.signal(signal.SIGTERM, _terminate)
+    script = os.path.basename(sys.argv[0])
+    try:
+        main()
+    except UserError as error:
+        print(f"{script}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        print(f"{script}: error: the disk is full or limited ({error}): make room, and run this again", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        print(f"{script}: {str(stop) or 'stopped: run the same command again'}", file=sys.stderr)
+        sys.exit(143 if isinstance(stop, Terminated) else 130)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """As Python does, but Ctrl-C in a script that still imports its libraries, before `run`, needs no traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{os.path.basename(sys.argv[0])}: stopped", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _uncaught
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated

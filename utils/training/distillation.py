@@ -1,0 +1,161 @@
+"""A student's loss against its teacher: which parts of it, how much of each, and between which layers."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from utils.models.classifier import model_inputs
+from utils.models.families import family_of, layer_shapes, layers_of
+from utils.models.first_token import first_token_only
+from utils.system.errors import UserError
+from utils.training.loop import RowLosses
+from utils.training.losses import KD_LOSSES, NO_LABEL, attention_loss, label_loss, relation_loss, state_loss
+
+PROJECTION = "state_projection"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a distillation minimizes: the loss of the logits, and others with a weight, 0 for none."""
+
+    kd_loss: str
+    temperature: float
+    label_ratio: float
+    state_loss_ratio: float
+    state_loss: str  # "mse" or "cosine"
+    state_layers: str  # "ends": embeddings and last states; "all": embeddings and every layer's
+    att_loss_ratio: float
+    relation_loss_ratio: float
+
+
+def paired_layers(
+    teacher: PreTrainedModel, student: PreTrainedModel, weights: Weights, chosen: list[int] | None
+) -> list[int]:
+    """The teacher's layer that each layer of the student learns from, where a loss needs them.
+
+    Args:
+        chosen: those asked for; else the last layer of each of equal blocks.
+
+    Raises:
+        UserError: they are not one for each layer of the student and among the teacher's, or their numbers of heads do
+            not go together; names both numbers.
+    """
+    if not (weights.state_loss_ratio or weights.att_loss_ratio or weights.relation_loss_ratio):
+        return []
+    theirs, ours = ([heads for heads, _ in layer_shapes(model)] for model in (teacher, student))
+    if chosen is None:
+        if len(ours) > len(theirs):
+            raise UserError(
+                f"the teacher has {len(theirs)} layers and the student {len(ours)}: say with --teacher_layers which of "
+                "them each of the student's learns from"
+            )
+        chosen = [(i + 1) * len(theirs) // len(ours) - 1 for i in range(len(ours))]
+    if len(chosen) != len(ours) or not all(0 <= layer < len(theirs) for layer in chosen):
+        raise UserError(
+            f"--teacher_layers={','.join(map(str, chosen))}: give {len(ours)} numbers, one for each layer of the "
+            f"student, from 0 to {len(theirs) - 1}"
+        )
+    for layer, our_heads in zip(chosen, ours, strict=True):
+        if weights.att_loss_ratio and theirs[layer] != our_heads:
+            raise UserError(
+                f"--att_loss_ratio needs equal numbers of attention heads but the teacher has {theirs[layer]} and the "
+                f"student {our_heads}: leave it out, or take --relation_loss_ratio"
+            )
+    if weights.relation_loss_ratio and not (ours[-1] and theirs[chosen[-1]]):
+        raise UserError("--relation_loss_ratio needs attention heads in the student's last layer: leave it out")
+    return chosen
+
+
+def add_projection(teacher: PreTrainedModel, student: PreTrainedModel, weights: Weights) -> None:
+    """Where hidden sizes differ, give the student a layer from its own to its teacher's, to be trained with it."""
+    theirs, ours = teacher.config.hidden_size, student.config.hidden_size
+    if weights.state_loss_ratio and theirs != ours:
+        student.add_module(PROJECTION, nn.Linear(ours, theirs))
+
+
+@contextmanager
+def without_projection(student: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """The student as it is saved and used."""
+    projection = student._modules.pop(PROJECTION, None)
+    try:
+        yield student
+    finally:
+        if projection:
+            student.add_module(PROJECTION, projection)
+
+
+def distillation_losses(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    wanted_logits: torch.Tensor,
+    num_labelled: int,
+    weights: Weights,
+    layers: list[int],
+) -> RowLosses:
+    """The `row_losses` that training minimizes.
+
+    Args:
+        wanted_logits: the teacher's, for every row of the training split, [rows, labels].
+        num_labelled: so many of these rows, the first ones, have labels to learn from.
+        layers: of `paired_layers`.
+    """
+    states, attentions = weights.state_loss_ratio > 0, weights.att_loss_ratio > 0
+    relations = weights.relation_loss_ratio > 0
+    wanted = {"output_hidden_states": states, "output_attentions": attentions}
+
+    def row_losses(model: nn.Module, inputs: dict, batch: dict, rows: np.ndarray) -> torch.Tensor:
+        mask = inputs["attention_mask"]
+        with ExitStack() as stack:
+            our_parts = stack.enter_context(_queries_keys_values(student, -1)) if relations else []
+            if not (states or attentions or relations):
+                stack.enter_context(first_token_only(student))
+            ours = model(**inputs, **wanted)
+            logits = ours.logits.float()
+            aim = wanted_logits[torch.as_tensor(rows)].to(logits.device)
+            losses = KD_LOSSES[weights.kd_loss](logits, aim, weights.temperature)
+            if weights.label_ratio:
+                labels = torch.as_tensor(np.where(rows < num_labelled, batch["labels"], NO_LABEL)).to(logits.device)
+                losses = losses + weights.label_ratio * label_loss(logits, labels)
+            if not (states or attentions or relations):
+                return losses
+            with torch.no_grad():
+                their_parts = stack.enter_context(_queries_keys_values(teacher, layers[-1])) if relations else []
+                theirs = teacher(**model_inputs(teacher, batch), **wanted)
+        if states:
+            pairs = _state_pairs(ours.hidden_states, theirs.hidden_states, weights.state_layers, layers)
+            project = getattr(student, PROJECTION, nn.Identity())
+            distance = state_loss([project(s) for s, _ in pairs], [t for _, t in pairs], mask, weights.state_loss)
+            losses = losses + weights.state_loss_ratio * distance
+        if attentions:
+            distance = attention_loss(ours.attentions, [theirs.attentions[i] for i in layers], mask)
+            losses = losses + weights.att_loss_ratio * distance
+        if relations:
+            losses = losses + weights.relation_loss_ratio * relation_loss(our_parts, their_parts, mask)
+        return losses
+
+    return row_losses
+
+
+def _state_pairs(ours: tuple, theirs: tuple, which: str, layers: list[int]) -> list[tuple]:
+    # The first of the states are the embeddings.
+    pairs = [(ours[0], theirs[0]), *((ours[i + 1], theirs[layer + 1]) for i, layer in enumerate(layers))]
+    return pairs if which == "all" else [pairs[0], pairs[-1]]
+
+
+@contextmanager
+def _queries_keys_values(model: PreTrainedModel, index: int) -> Iterator[list[torch.Tensor]]:
+    """A list that gets a layer's queries, keys and values, each [batch, length, width], when the model runs."""
+    family, layer = family_of(model), layers_of(model)[index]
+    found: list[torch.Tensor] = []
+    projections = [layer.get_submodule(path) for path in (family.query, family.key, family.value)]
+    hooks = [part.register_forward_hook(lambda _, inputs, output: found.append(output)) for part in projections]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
