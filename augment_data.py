@@ -25,16 +25,16 @@ from utils.arguments import (
     add_overwrite_option,
     add_text_options,
     deciding_flags,
+    fraction,
     positive_int,
     script_parser,
-    share,
     text_columns,
 )
 from utils.data.augmentation import Ratios, augmented_chunks, finish, nearest_words, read_unfinished, write_chunks
 from utils.data.texts import AUGMENTED, SPLITS, read_labels, read_rows, split_path
 from utils.models.checkpoint import load_tokenizer
 from utils.system.bars import progress_bar
-from utils.system.cli import run
+from utils.system.cli import run_script
 from utils.system.errors import UserError
 from utils.system.files import check_output_folder
 
@@ -48,9 +48,9 @@ def parse_args() -> argparse.Namespace:
     add_column_options(parser)
     group = parser.add_argument_group("variants")
     group.add_argument("--n_iter", type=positive_int, default=20, help="variants of each row, those twice left out")
-    group.add_argument("--mask_ratio", type=share, default=0.1, help="share of the words that are masked")
-    group.add_argument("--replace_ratio", type=share, default=0.3, help="share of the words that are replaced")
-    group.add_argument("--ngram_ratio", type=share, default=0.25, help="share of the variants with some words only")
+    group.add_argument("--mask_ratio", type=fraction, default=0.1, help="share of the words that are masked")
+    group.add_argument("--replace_ratio", type=fraction, default=0.3, help="share of the words that are replaced")
+    group.add_argument("--ngram_ratio", type=fraction, default=0.25, help="share of the variants with some words only")
     group.add_argument("--num_neighbours", type=positive_int, default=15, help="words that one may be replaced by")
     group.add_argument("--seed", type=int, default=42, help="of all choices; the result does not depend on --num_proc")
     add_overwrite_option(parser.add_argument_group("continuing a run that was stopped or killed"))
@@ -97,4 +97,4 @@ def hash_of(items: Iterable) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -33,7 +33,7 @@ from utils.measuring.timing import WARMUP_BATCHES, latency_summary, timed
 from utils.models.checkpoint import check_labels, load_hub_config, load_tokenizer
 from utils.models.config import Config, load_config
 from utils.system.bars import progress_bar
-from utils.system.cli import run
+from utils.system.cli import run_script
 from utils.system.devices import choose_device
 from utils.system.errors import UserError
 from utils.system.files import check_output_file, write_json
@@ -109,7 +109,7 @@ def engine_opener(args: argparse.Namespace, config: Config, labels: list[str]) -
     )
 
 
-def measure(
+def time_batches(
     open_engine: Callable[[], Engine], batches: list[dict], num_instances: int, num_threads: int
 ) -> tuple[list[np.ndarray], np.ndarray, float]:
     """Run every batch once: the outputs, the latency of each in milliseconds, and how long all took in milliseconds.
@@ -169,7 +169,7 @@ def main() -> None:
     if args.batch_size > 1:
         order = batches_by_length(lengths(rows), args.batch_size)
     batches = [collate(rows, indices, tokenizer.pad_token_id, width) for indices in order]
-    outputs, milliseconds, elapsed_ms = measure(open_engine, batches, args.num_instances, args.num_threads)
+    outputs, milliseconds, elapsed_ms = time_batches(open_engine, batches, args.num_instances, args.num_threads)
 
     predicted = np.empty(len(rows), dtype=np.int64)
     predicted[np.concatenate(order)] = np.concatenate(outputs).argmax(-1)
@@ -202,4 +202,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -27,28 +27,34 @@ from utils.arguments import (
     add_data_options,
     add_output_options,
     add_training_options,
-    deciding_flags,
+    begin_training,
+    fraction,
     layer_list,
+    nonnegative_float,
     positive_float,
-    ratio,
     script_parser,
-    share,
     training_settings,
 )
 from utils.data.tables import Data, check_same_rows, load_data, with_augmented_rows
 from utils.models.checkpoint import check_same_tokenizer, load_tokenizer
-from utils.models.classifier import freeze_embeddings, load_model, save_checkpoint, set_dropout
+from utils.models.classifier import fingerprint, freeze_embeddings, load_model, save_checkpoint, set_dropout
 from utils.models.config import load_config
-from utils.system.cli import run
+from utils.system.cli import run_script
 from utils.system.devices import make_accelerator
 from utils.system.errors import UserError
 from utils.system.files import check_output_file, check_output_folder
-from utils.training.distillation import Weights, add_projection, distillation_losses, paired_layers, without_projection
+from utils.training.distillation import (
+    LossWeights,
+    add_projection,
+    distillation_losses,
+    paired_layers,
+    without_projection,
+)
 from utils.training.loop import train
 from utils.training.losses import KD_LOSSES
-from utils.training.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
+from utils.training.resume import discard
 from utils.training.scalars import scalars_into
-from utils.training.scoring import score
+from utils.training.scoring import evaluate_logits
 from utils.training.teacher import teacher_logits
 
 logger = logging.getLogger(__name__)
@@ -69,20 +75,28 @@ def parse_args() -> argparse.Namespace:
     )
     group = parser.add_argument_group("student")
     group.add_argument("--bert_model_name_or_path", required=True, help="checkpoint the student starts from")
-    group.add_argument("--dropout", type=share, help="dropout of the student while it learns (default: its config's)")
+    group.add_argument(
+        "--dropout", type=fraction, help="dropout of the student while it learns (default: its config's)"
+    )
     add_output_options(parser)
     group = parser.add_argument_group("losses (their weighted sum)")
     group.add_argument("--kd_loss", choices=sorted(KD_LOSSES), default="soft_cross_entropy", help="loss of the logits")
     group.add_argument("--temperature", type=positive_float, default=1.0, help="of soft_cross_entropy")
-    group.add_argument("--label_ratio", type=ratio, default=0.0, help="weight of the labels' cross-entropy (0: none)")
-    group.add_argument("--state_loss_ratio", type=ratio, default=0.0, help="weight of the hidden-state loss (0: none)")
+    group.add_argument(
+        "--label_ratio", type=nonnegative_float, default=0.0, help="weight of the labels' cross-entropy (0: none)"
+    )
+    group.add_argument(
+        "--state_loss_ratio", type=nonnegative_float, default=0.0, help="weight of the hidden-state loss (0: none)"
+    )
     group.add_argument("--state_loss", choices=["mse", "cosine"], default="mse", help="what that loss measures")
     group.add_argument(
         "--state_layers", choices=["ends", "all"], default="ends", help="of embeddings and last layer, or of all layers"
     )
-    group.add_argument("--att_loss_ratio", type=ratio, default=0.0, help="weight of the attention loss (0: none)")
     group.add_argument(
-        "--relation_loss_ratio", type=ratio, default=0.0,
+        "--att_loss_ratio", type=nonnegative_float, default=0.0, help="weight of the attention loss (0: none)"
+    )
+    group.add_argument(
+        "--relation_loss_ratio", type=nonnegative_float, default=0.0,
         help="weight of MiniLMv2's loss of the last layer's relations, for any numbers of heads (0: none)",
     )  # fmt: skip
     group.add_argument(
@@ -134,7 +148,7 @@ def main() -> None:
         set_dropout(student, args.dropout)
     if args.freeze_embeddings:
         freeze_embeddings(student)
-    weights = Weights(
+    weights = LossWeights(
         args.kd_loss, args.temperature, args.label_ratio, args.state_loss_ratio, args.state_loss, args.state_layers,
         args.att_loss_ratio, args.relation_loss_ratio,
     )  # fmt: skip
@@ -147,10 +161,8 @@ def main() -> None:
     teacher.to(accelerator.device)
     contents = {flag: fingerprint(student), teacher_flag: fingerprint(teacher), "--data_dir": data.fingerprint}
     contents |= {"--teacher_data_dir": teacher_data.fingerprint, "--teacher_model_path": ""}
-    flags = deciding_flags(args, contents | hardware(accelerator))
-    unfinished = Unfinished(unfinished_path(args.bert_output_dir), args.save_steps, flags)
-    check_unfinished(unfinished, accelerator, args.resume, args.overwrite)
-    target = score(teacher_logits(teacher, teacher_data, "valid", accelerator), data.splits["valid"])
+    run = begin_training(args, args.bert_output_dir, contents, accelerator)
+    target = evaluate_logits(teacher_logits(teacher, teacher_data, "valid", accelerator), data.splits["valid"])
     logger.info("[Teacher] : valid loss %.4f, valid accuracy %.4f", target.loss, target.accuracy)
     wanted_logits, num_labelled = teacher_logits(teacher, teacher_data, "train", accelerator), len(data.splits["train"])
     if args.augmented:
@@ -162,12 +174,10 @@ def main() -> None:
             save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path)
 
     losses = distillation_losses(teacher, student, wanted_logits, num_labelled, weights, layers)
-    best = train(
-        student, data, losses, training_settings(args), accelerator, save, unfinished, scalars_into(args.log_dir)
-    )
-    forget(unfinished, accelerator)
+    best = train(student, data, losses, training_settings(args), accelerator, save, run, scalars_into(args.log_dir))
+    discard(run, accelerator)
     logger.info("[Best] : valid loss %.4f, valid accuracy %.4f: %s", best.loss, best.accuracy, args.bert_output_dir)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -22,7 +22,7 @@ from typing import BinaryIO
 from utils.arguments import positive_int, script_parser
 from utils.data.tokenization import Text
 from utils.runtime import Prediction, Predictor
-from utils.system.cli import run
+from utils.system.cli import run_script
 from utils.system.errors import UserError
 
 
@@ -87,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

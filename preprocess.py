@@ -23,7 +23,7 @@ from utils.data.tables import tokenize_data
 from utils.models.checkpoint import check_same_tokenizer, load_hub_config, load_tokenizer
 from utils.models.config import load_config
 from utils.system.bars import progress_bar
-from utils.system.cli import run
+from utils.system.cli import run_script
 from utils.system.files import check_output_folder
 
 logger = logging.getLogger(__name__)
@@ -86,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

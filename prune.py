@@ -36,24 +36,24 @@ from utils.arguments import (
     add_data_options,
     add_device_option,
     add_resume_options,
-    deciding_flags,
-    fraction,
+    begin_training,
     layer_list,
     positive_float,
+    positive_fraction,
     positive_int,
     script_parser,
     whole_number,
 )
 from utils.data.tables import Data, collate, lengths, load_data, shuffled_batches
 from utils.models.checkpoint import load_tokenizer
-from utils.models.classifier import load_model, save_checkpoint
+from utils.models.classifier import fingerprint, load_model, save_checkpoint
 from utils.models.config import load_config
 from utils.models.families import head_size_of, layer_shapes
 from utils.models.first_token import first_token_only
 from utils.pruning.budget import head_macs, neuron_macs, spread
 from utils.pruning.importance import (
     GRADIENT_SCORES,
-    Scores,
+    Importance,
     first_order,
     magnitudes,
     mask_gradients,
@@ -68,14 +68,14 @@ from utils.pruning.narrow import keep_layers, narrow_layer, narrow_width
 from utils.pruning.recovery import recover
 from utils.pruning.vocabulary import prune_embeddings, smaller_tokenizer, used_ids
 from utils.system.bars import progress_bar
-from utils.system.cli import run
+from utils.system.cli import run_script
 from utils.system.devices import make_accelerator
 from utils.system.errors import UserError
 from utils.system.files import check_output_file, check_output_folder
 from utils.training.loop import Settings, train
 from utils.training.losses import logits_mse
-from utils.training.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
-from utils.training.scoring import predict, score
+from utils.training.resume import UnfinishedRun, discard
+from utils.training.scoring import evaluate_logits, predict
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +91,11 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--target_ffn_dim", type=positive_int, help="FFN neurons to keep in every layer")
     group.add_argument(
-        "--target_macs", type=fraction,
+        "--target_macs", type=positive_fraction,
         help="share of all layers' multiply-adds to keep, spread unevenly: each layer keeps what matters",
     )  # fmt: skip
     group.add_argument(
-        "--target_latency", type=fraction,
+        "--target_latency", type=positive_fraction,
         help="share of this model's latency to keep, in its int8 graph on this machine, likewise uneven",
     )  # fmt: skip
     group.add_argument(
@@ -222,8 +222,8 @@ def batches_of(args: argparse.Namespace, model: PreTrainedModel, train: datasets
 
 
 def importance(
-    args: argparse.Namespace, model: PreTrainedModel, gradients: tuple[Scores, Scores]
-) -> tuple[Scores, Scores]:
+    args: argparse.Namespace, model: PreTrainedModel, gradients: tuple[Importance, Importance]
+) -> tuple[Importance, Importance]:
     """Scores of every head and neuron by --importance; `gradients` are of `mask_gradients`, where it needs them."""
     if args.importance == "magnitude":
         heads, neurons = magnitudes(model)
@@ -235,7 +235,7 @@ def importance(
 
 
 def planned_shapes(
-    args: argparse.Namespace, model: PreTrainedModel, heads: Scores, neurons: Scores, data: Data, steps: int
+    args: argparse.Namespace, model: PreTrainedModel, heads: Importance, neurons: Importance, data: Data, steps: int
 ) -> list[tuple[int, int]]:
     """(heads, neurons) to keep in every layer for the first of `steps` equal steps that are left to the target."""
     shapes = layer_shapes(model)
@@ -259,7 +259,7 @@ def planned_shapes(
 def cut_layers(args: argparse.Namespace, model: PreTrainedModel, data: Data, steps: int) -> None:
     """Keep the most important heads and neurons, in place, and fit what is left to what the whole model computed."""
     train = data.splits["train"]
-    gradients: tuple[Scores, Scores] = [], []
+    gradients: tuple[Importance, Importance] = [], []
     if args.importance in GRADIENT_SCORES:
         gradients = mask_gradients(model, batches_of(args, model, train, "importance"), args.importance_target)
     heads, neurons = importance(args, model, gradients)
@@ -295,7 +295,7 @@ def distill(
     wanted: torch.Tensor,
     data: Data,
     accelerator: Accelerator,
-    unfinished: Unfinished,
+    run: UnfinishedRun,
 ) -> None:
     """Train a pruned model for an epoch towards `wanted`, the whole one's logits of train.txt, in place."""
 
@@ -305,21 +305,20 @@ def distill(
         return logits_mse(logits, wanted[torch.as_tensor(rows)].to(logits.device))
 
     settings = Settings(lr=args.lr, epochs=1, batch_size=DISTILLATION_BATCH, measure="accuracy", seed=args.seed)
-    train(model, data, row_losses, settings, accelerator, save=lambda model: None, unfinished=unfinished)
+    train(model, data, row_losses, settings, accelerator, save=lambda model: None, run=run)
 
 
 def iterate(
     args: argparse.Namespace, model: PreTrainedModel, wanted: torch.Tensor, data: Data, accelerator: Accelerator
-) -> Unfinished:
+) -> UnfinishedRun:
     """Go to the targets in --iterations steps, each followed by distillation, in place; returns where that is kept.
 
     Raises:
         UserError: there is an unfinished run with other options.
     """
     contents = {"--data_dir": data.fingerprint, "--bert_output_dir": fingerprint(model), "--model_path": ""}
-    flags = deciding_flags(args, contents | hardware(accelerator))
-    unfinished = Unfinished(unfinished_path(args.bert_output_dir_pruned), args.save_steps, flags)
-    part = check_unfinished(unfinished, accelerator, args.resume, args.overwrite)
+    run = begin_training(args, args.bert_output_dir_pruned, contents, accelerator)
+    part = run.part
     if part:
         # Any heads and neurons do: their weights are read from the unfinished run.
         shape_like(model, part["hidden_size"], part["shapes"])
@@ -327,8 +326,8 @@ def iterate(
         if steps != part.get("steps"):
             cut(args, model, data, steps)
         now = {"steps": steps, "hidden_size": model.config.hidden_size, "shapes": list(map(list, layer_shapes(model)))}
-        distill(args, model, wanted, data, accelerator, replace(unfinished, part=now))
-    return unfinished
+        distill(args, model, wanted, data, accelerator, replace(run, part=now))
+    return run
 
 
 def shape_like(model: PreTrainedModel, hidden_size: int, shapes: list[tuple[int, int]]) -> None:
@@ -373,16 +372,16 @@ def main() -> None:
     accelerator = make_accelerator(args.device, "fp32")
     model.to(accelerator.device)
     valid = data.splits["valid"]
-    before = score(predict(model, valid, accelerator, "before"), valid)
+    before = evaluate_logits(predict(model, valid, accelerator, "before"), valid)
     logger.info("[Before] : %s, valid accuracy %.4f", described(model), before.accuracy)
     if args.iterations > 1:
         wanted = predict(model, data.splits["train"], accelerator, "teacher")
     keep_layers(model, kept)
     if args.iterations > 1:
-        unfinished = iterate(args, model, wanted, data, accelerator)
+        run = iterate(args, model, wanted, data, accelerator)
     else:
         cut(args, model, data, steps=1)
-    after = score(predict(model, valid, accelerator, "after"), valid)
+    after = evaluate_logits(predict(model, valid, accelerator, "after"), valid)
     logger.info("[After] : %s, valid accuracy %.4f", described(model), after.accuracy)
     if args.prune_vocabulary:
         size = len(tokenizer)
@@ -392,7 +391,7 @@ def main() -> None:
         logger.info("[Vocabulary] : %d of %d tokens kept: %s", len(tokenizer), size, again)
     save_checkpoint(model, tokenizer, args.bert_output_dir_pruned, args.save_path_pruned)
     if args.iterations > 1:
-        forget(unfinished, accelerator)
+        discard(run, accelerator)
     logger.info("[Saved] : %s", args.bert_output_dir_pruned)
 
 
@@ -402,4 +401,4 @@ def described(model: PreTrainedModel) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

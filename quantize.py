@@ -33,8 +33,8 @@ from utils.arguments import (
     add_checkpoint_options,
     add_data_options,
     add_resume_options,
-    deciding_flags,
-    ratio,
+    begin_journal,
+    nonnegative_float,
     script_parser,
 )
 from utils.data.tables import Data, collate, lengths, load_data, row_labels
@@ -45,17 +45,16 @@ from utils.export.plain import export_plain, open_graph, quantize_plain, to_fp16
 from utils.measuring.engines import pytorch_engine
 from utils.measuring.timing import aligned_table, single_rows, timed_in_turns
 from utils.models.checkpoint import load_tokenizer
-from utils.models.classifier import load_model
+from utils.models.classifier import fingerprint, load_model
 from utils.models.config import load_config
 from utils.models.families import FAMILIES
 from utils.runtime import GRAPH, UNPADDED_GRAPH
 from utils.system.bars import progress_bar
-from utils.system.cli import run
+from utils.system.cli import run_script
 from utils.system.errors import UserError
 from utils.system.files import atomic_file, check_output_file
-from utils.system.journal import Remember, remember_in
+from utils.system.journal import Cached, unfinished_path
 from utils.system.machine import describe_machine
-from utils.training.resume import fingerprint, unfinished_path
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +75,10 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--quantized_onnx_path", help="file for the chosen graph; without it there is none")
     group = parser.add_argument_group("which graph")
     group.add_argument(
-        "--max_accuracy_drop", type=ratio, default=0.005, help="accuracy on valid.txt that int8 may cost, of 1"
+        "--max_accuracy_drop",
+        type=nonnegative_float,
+        default=0.005,
+        help="accuracy on valid.txt that int8 may cost, of 1",
     )
     group.add_argument(
         "--target_cpu", choices=["auto", *WEIGHT_BITS], default="auto",
@@ -125,7 +127,7 @@ def export(model: PreTrainedModel) -> Graphs:
     return {GRAPH: export_plain(model)}
 
 
-def int8_candidates(graphs: Graphs, data: Data, pad_token_id: int, bits: int, remember: Remember) -> dict[str, Graphs]:
+def int8_candidates(graphs: Graphs, data: Data, pad_token_id: int, bits: int, cached: Cached) -> dict[str, Graphs]:
     """Every int8 version of the fp32 graphs, by the name of its recipe."""
     if UNPADDED_GRAPH not in graphs:
         return {"dynamic, per channel": {GRAPH: quantize_plain(graphs[GRAPH], bits)}}
@@ -136,7 +138,7 @@ def int8_candidates(graphs: Graphs, data: Data, pad_token_id: int, bits: int, re
         bar = progress_bar(rows, desc="calibrate", unit="row")
         return calibrate(graphs[UNPADDED_GRAPH], (collate(train, np.array([row]), pad_token_id) for row in bar))
 
-    ranges = remember("ranges", measured_ranges)
+    ranges = cached("ranges", measured_ranges)
     return {
         name: {file: quantize_int8(graph, recipe, bits, ranges) for file, graph in graphs.items()}
         for name, recipe in CANDIDATES.items()
@@ -188,12 +190,12 @@ def pytorch_logits(model: PreTrainedModel, fp32: Graphs, batches: list[dict], nu
     return expected
 
 
-def measure(versions: dict[str, Graphs], data: Data, pad_token_id: int, remember: Remember) -> dict[str, dict]:
+def measure_versions(versions: dict[str, Graphs], data: Data, pad_token_id: int, cached: Cached) -> dict[str, dict]:
     """Every version's accuracy on valid.txt, latency on this machine and mean distance from the first one's logits."""
     valid = data.splits["valid"]
     engines = [open_graph(graphs.get(UNPADDED_GRAPH, graphs[GRAPH]), len(data.labels)) for graphs in versions.values()]
     inputs = [single_rows(valid, pad_token_id)] * len(engines)
-    logits, milliseconds = timed_in_turns(engines, inputs, len(valid), remember=remember)
+    logits, milliseconds = timed_in_turns(engines, inputs, len(valid), cached=cached)
     return {
         name: {
             "accuracy": float((scores.argmax(-1) == row_labels(valid)).mean()),
@@ -241,22 +243,22 @@ def main() -> None:
     model = load_model(args.bert_output_dir, "--bert_output_dir", config, data.labels, args.model_path, "eager")
     pad_token_id, num_labels = tokenizer.pad_token_id, len(data.labels)
 
-    unfinished = unfinished_path(args.output_dir or args.quantized_onnx_path or args.onnx_path)
+    output = args.output_dir or args.quantized_onnx_path or args.onnx_path
     machine = describe_machine()
     contents = {"--data_dir": data.fingerprint, "--bert_output_dir": fingerprint(model), "--model_path": ""}
     # Latencies of two machines, or of two versions of onnxruntime, are not to be mixed.
     measured_on = {name: machine[name] for name in ("cpu", "cores", "onnxruntime")}
-    remember = remember_in(unfinished, deciding_flags(args, contents | measured_on), args.resume, args.overwrite)
+    cached = begin_journal(args, output, contents | measured_on)
 
     fp32 = export(model)
     batches = comparison_batches(data, pad_token_id)
-    kept = remember("pytorch", partial(pytorch_logits, model, fp32, batches, num_labels))
+    kept = cached("pytorch", partial(pytorch_logits, model, fp32, batches, num_labels))
     expected = [np.array(logits, dtype=np.float32) for logits in kept]
     versions = {"fp32": fp32}
     if args.quantized_onnx_path or (args.output_dir and not args.fp32 and not args.fp16):
         bits = WEIGHT_BITS[detect_cpu() if args.target_cpu == "auto" else args.target_cpu]
-        versions |= int8_candidates(fp32, data, pad_token_id, bits, remember)
-    results = measure(versions, data, pad_token_id, remember)
+        versions |= int8_candidates(fp32, data, pad_token_id, bits, cached)
+    results = measure_versions(versions, data, pad_token_id, cached)
     chosen = choose(results, args.max_accuracy_drop)
     if chosen == "fp32" and len(versions) > 1:
         logger.warning("[int8] : no int8 version is both faster and accurate enough: fp32 takes its place")
@@ -266,7 +268,7 @@ def main() -> None:
     for name in {chosen, kind} - {"fp32"}:
         difference = largest_difference(versions[name], batches, expected, num_labels)
         if not np.isfinite(difference):
-            unfinished.unlink()
+            unfinished_path(output).unlink()
             raise UserError(f"the {name} graph gives logits that are no numbers, so nothing was written: use --fp32")
         logger.info("[Chosen] : %s, largest logit difference from PyTorch %.2g", name, difference)
     shown = table(results, chosen)
@@ -279,8 +281,8 @@ def main() -> None:
     if args.output_dir:
         made = {"n_ctx": config.n_ctx, "version": kind, "machine": machine}
         write_model_dir(args.output_dir, versions[kind], tokenizer, model.config, made, shown)
-    unfinished.unlink()
+    unfinished_path(output).unlink()
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

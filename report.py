@@ -55,7 +55,7 @@ from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_model
 from utils.models.config import Config, load_config
 from utils.runtime import GRAPH, UNPADDED_GRAPH
-from utils.system.cli import run
+from utils.system.cli import run_script
 from utils.system.errors import UserError
 from utils.system.files import atomic_file, check_output_folder, write_json
 from utils.system.machine import describe_machine
@@ -150,7 +150,7 @@ def open_rung(engine: str, path: str, args: argparse.Namespace, config: Config, 
     raise UserError(f"--rung: unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
 
 
-def measure(opened: list[dict], engines: list[str], paths: list[str], data: Data, num_threads: int) -> list[dict]:
+def measure_rungs(opened: list[dict], engines: list[str], paths: list[str], data: Data, num_threads: int) -> list[dict]:
     """Every rung's logits, latencies turn by turn, and, of several instances, seconds of each repeat."""
     num_rows = len(data.splits["test"])
     every = [BASELINE_EVERY if engine == "bert_base" else 1 for engine in engines]
@@ -191,7 +191,7 @@ def main() -> None:
         open_rung(engine, path, args, config, data, tokenizer.pad_token_id)
         for engine, path in zip(engines, paths, strict=True)
     ]
-    found = measure(opened, engines, paths, data, args.num_threads)
+    found = measure_rungs(opened, engines, paths, data, args.num_threads)
 
     true = row_labels(data.splits["test"])
     rungs = []
@@ -222,4 +222,4 @@ def write_ladder(folder: Path, rungs: list[dict], baseline: dict | None, args: a
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

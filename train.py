@@ -23,20 +23,20 @@ from utils.arguments import (
     add_data_options,
     add_output_options,
     add_training_options,
-    deciding_flags,
+    begin_training,
     script_parser,
     training_settings,
 )
 from utils.data.tables import load_data
 from utils.models.checkpoint import load_tokenizer
-from utils.models.classifier import freeze_embeddings, load_model, save_checkpoint
+from utils.models.classifier import fingerprint, freeze_embeddings, load_model, save_checkpoint
 from utils.models.config import load_config
 from utils.models.first_token import first_token_only
-from utils.system.cli import run
+from utils.system.cli import run_script
 from utils.system.devices import make_accelerator
 from utils.system.files import check_output_file, check_output_folder
 from utils.training.loop import train
-from utils.training.resume import Unfinished, check_unfinished, fingerprint, forget, hardware, unfinished_path
+from utils.training.resume import discard
 from utils.training.scalars import scalars_into
 
 logger = logging.getLogger(__name__)
@@ -74,17 +74,15 @@ def main() -> None:
 
     accelerator = make_accelerator(args.device, args.precision)
     contents = {"--data_dir": data.fingerprint, "--bert_model_name_or_path": fingerprint(model)}
-    flags = deciding_flags(args, contents | hardware(accelerator))
-    unfinished = Unfinished(unfinished_path(args.bert_output_dir), args.save_steps, flags)
-    check_unfinished(unfinished, accelerator, args.resume, args.overwrite)
+    run = begin_training(args, args.bert_output_dir, contents, accelerator)
     best = train(
         model, data, row_losses, training_settings(args), accelerator,
         save=lambda model: save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path),
-        unfinished=unfinished, write_scalars=scalars_into(args.log_dir),
+        run=run, write_scalars=scalars_into(args.log_dir),
     )  # fmt: skip
-    forget(unfinished, accelerator)
+    discard(run, accelerator)
     logger.info("[Best] : valid loss %.4f, valid accuracy %.4f: %s", best.loss, best.accuracy, args.bert_output_dir)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -33,7 +33,7 @@ from benchmarks.results import (
     throughput_results,
 )  # fmt: skip
 from utils.arguments import add_data_options, positive_int, script_parser
-from utils.system.cli import run
+from utils.system.cli import run_script
 from utils.system.errors import UserError
 from utils.system.files import write_json
 from utils.system.machine import describe_machine
@@ -228,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig
 from benchmarks.results import target_line
 from utils.arguments import script_parser
 from utils.data.texts import SPLITS, read_rows, split_path
-from utils.system.cli import run
+from utils.system.cli import run_script
 from utils.system.files import write_json
 from utils.system.machine import describe_machine
 
@@ -59,7 +59,7 @@ def prepare(folder: Path, data_dir: Path, name_or_path: str) -> None:
         (folder / "data" / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
 
 
-def run_script(name: str, *options: str) -> float:
+def peak_memory_of(name: str, *options: str) -> float:
     """Run one of the scripts; returns the most memory it held, in MB.
 
     Raises:
@@ -94,14 +94,14 @@ def main() -> None:
 
         def measured(script: str, out: str, *options: str) -> None:
             paths = [f"--bert_output_dir={folder / out}", f"--save_path={folder / out}.pt"]
-            memory = run_script(script, *common, *paths, f"--log_dir={folder / out}-log", *training, *options)
+            memory = peak_memory_of(script, *common, *paths, f"--log_dir={folder / out}-log", *training, *options)
             found[out] = {"peak_mb": memory, "seconds_a_step": seconds_a_step(folder / f"{out}-log")}
             print(f"{out}: {memory:.0f} MB, {found[out]['seconds_a_step']:.2f} s a step of {BATCH} rows", flush=True)
 
-        run_script("preprocess", *common, f"--bert_model_name_or_path={folder / 'bert-large'}")
+        peak_memory_of("preprocess", *common, f"--bert_model_name_or_path={folder / 'bert-large'}")
         measured("train", "teacher", f"--bert_model_name_or_path={folder / 'bert-large'}")
         kept = [f"--bert_output_dir={folder / 'teacher'}", "--keep_layers=5,11,17,23"]
-        run_script("prune", *common, *kept, f"--bert_output_dir_pruned={folder / 'start'}")
+        peak_memory_of("prune", *common, *kept, f"--bert_output_dir_pruned={folder / 'start'}")
         teacher = [f"--teacher_config={CONFIG}", f"--teacher_bert_model_name_or_path={folder / 'teacher'}"]
         teacher += [f"--teacher_model_path={folder / 'teacher.pt'}"]
         losses = ["--state_loss_ratio=1", "--state_layers=all", "--relation_loss_ratio=1", "--label_ratio=0.5"]
@@ -124,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -46,11 +46,11 @@ from utils.pruning.importance import (
 from utils.pruning.latency_budget import Shapes, measure_latencies, shaped
 from utils.pruning.narrow import narrow_layer
 from utils.pruning.recovery import recover
-from utils.system.cli import run
+from utils.system.cli import run_script
 from utils.system.devices import make_accelerator
 from utils.system.files import atomic_file, write_json
 from utils.system.machine import describe_machine
-from utils.training.scoring import predict, score
+from utils.training.scoring import evaluate_logits, predict
 
 FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 METHODS = ("random", "magnitude", "first order, uniform", "first order, uneven", "Fisher, uneven")
@@ -164,7 +164,7 @@ def measure_methods(args: argparse.Namespace, model: PreTrainedModel, data: Data
                     if method.split(",")[0] not in ("random", "magnitude"):
                         made["seconds"] += gradient_seconds
                 pruned = made.pop("model")
-                accuracy = score(predict(pruned, test, accelerator, f"{method}, {fraction}"), test).accuracy
+                accuracy = evaluate_logits(predict(pruned, test, accelerator, f"{method}, {fraction}"), test).accuracy
                 made |= {"accuracy": accuracy, "shapes": layer_shapes(pruned), "threads": torch.get_num_threads()}
                 write_json(path, made)
                 print(f"{method}, {fraction}: accuracy {accuracy:.4f}, {made['seconds']:.0f} s", flush=True)
@@ -244,7 +244,7 @@ def main() -> None:
     train, test = data.splits["train"], data.splits["test"]
     chosen = shuffled_batches(lengths(train), BATCH, args.seed)[: ROWS // BATCH]
     rows = [collate(train, indices, model.config.pad_token_id) for indices in chosen]
-    whole = score(predict(model, test, make_accelerator("cpu", "fp32"), "whole"), test).accuracy
+    whole = evaluate_logits(predict(model, test, make_accelerator("cpu", "fp32"), "whole"), test).accuracy
     found = measure_methods(args, model, data, rows)
     measure_shapes(args, model, data, found)
     steps = measure_steps(args.work_dir, args.config, args.data_dir, args.bert_output_dir, args.student_dir)
@@ -268,4 +268,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

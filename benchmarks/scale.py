@@ -29,11 +29,11 @@ from utils.data.tables import Data, collate, lengths, load_data, shuffled_batche
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_model, model_inputs
 from utils.models.config import load_config
-from utils.system.cli import run
+from utils.system.cli import run_script
 from utils.system.devices import make_accelerator
 from utils.system.files import write_json
 from utils.system.machine import describe_machine
-from utils.training.resume import Progress, Unfinished, save_progress
+from utils.training.resume import Progress, UnfinishedRun, save_progress
 
 ROOT = Path(__file__).resolve().parent.parent
 SAVE_STEPS, TIMED_STEPS, TIMED_SAVES = 200, 20, 5
@@ -100,13 +100,13 @@ def measure_keeping(args: argparse.Namespace, data: Data) -> dict:
         optimizer.step()
         optimizer.zero_grad()
         steps.append(time.perf_counter() - start)
-    unfinished = Unfinished(args.work_dir / "training.unfinished", SAVE_STEPS, {})
+    run = UnfinishedRun(args.work_dir / "training.unfinished", SAVE_STEPS, {})
     for _ in range(TIMED_SAVES):
         start = time.perf_counter()
-        save_progress(unfinished, model, optimizer, accelerator, Progress())
+        save_progress(run, model, optimizer, accelerator, Progress())
         saves.append(time.perf_counter() - start)
-    megabytes = unfinished.path.stat().st_size / 1e6
-    unfinished.path.unlink()
+    megabytes = run.path.stat().st_size / 1e6
+    run.path.unlink()
     step, save = statistics.median(steps), statistics.median(saves)
     return {"step_s": step, "save_s": save, "megabytes": megabytes, "share": save / (SAVE_STEPS * step)}
 
@@ -139,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

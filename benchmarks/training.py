@@ -34,11 +34,11 @@ from utils.data.tables import collate, lengths, load_data, shuffled_batches
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_model, model_inputs, set_dropout
 from utils.models.config import load_config
-from utils.system.cli import run
+from utils.system.cli import run_script
 from utils.system.devices import has_bf16, make_accelerator
 from utils.system.files import write_json
 from utils.system.machine import describe_machine
-from utils.training.distillation import Weights, distillation_losses
+from utils.training.distillation import LossWeights, distillation_losses
 from utils.training.loop import Settings, train
 from utils.training.losses import logits_mse
 from utils.training.scoring import predict
@@ -133,7 +133,7 @@ def time_ours(args: argparse.Namespace, dropout: bool) -> float:
     start = time.perf_counter()
     wanted = predict(teacher, data.splits["train"], accelerator, "teacher")
     labelling = (time.perf_counter() - start) / (args.steps + WARMUP_STEPS)
-    weights = Weights("mse", 1.0, 0.0, 0.0, "mse", "ends", 0.0, 0.0)
+    weights = LossWeights("mse", 1.0, 0.0, 0.0, "mse", "ends", 0.0, 0.0)
     row_losses = distillation_losses(teacher, student, wanted, len(wanted), weights, [])
     starts: list[float] = []
 
@@ -182,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -32,7 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.system.cli import run  # noqa: E402
+from utils.system.cli import run_script  # noqa: E402
 from utils.system.errors import UserError  # noqa: E402
 from utils.system.fetch import check_hub, hub_errors, pip_download  # noqa: E402
 from utils.system.files import atomic_files_into, check_output_folder  # noqa: E402
@@ -201,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -144,7 +144,7 @@ def script(capsys, monkeypatch, tmp_path):
         monkeypatch.setattr(logging.getLogger(), "handlers", [])
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
-            importlib.import_module("utils.system.cli").run(importlib.import_module(name).main)
+            importlib.import_module("utils.system.cli").run_script(importlib.import_module(name).main)
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)

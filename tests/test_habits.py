@@ -79,7 +79,7 @@ def items():
         yield number
 
 sys.argv[0] = "script.py"
-utils.system.cli.run(lambda: list(utils.system.pool.map_in_processes(str, items(), 2)))
+utils.system.cli.run_script(lambda: list(utils.system.pool.map_in_processes(str, items(), 2)))
 """
 CTRL_C_WHILE_INSTANCES_START = """
 import os, signal, sys, time
@@ -94,7 +94,7 @@ def interrupted(*arguments):  # late itself, so that the instance, which still i
 
 utils.measuring.instances._send_all = interrupted
 sys.argv[0] = "script.py"
-utils.system.cli.run(lambda: utils.measuring.instances.serve(dict, [], 0, 1, 1))
+utils.system.cli.run_script(lambda: utils.measuring.instances.serve(dict, [], 0, 1, 1))
 """
 
 

@@ -11,8 +11,12 @@ from utils.system.cli import LIBRARIES
 from utils.system.errors import UserError
 
 if TYPE_CHECKING:  # predict.py does without PyTorch and pyarrow
+    from accelerate import Accelerator
+
     from utils.data.texts import Columns
+    from utils.system.journal import Cached
     from utils.training.loop import Settings
+    from utils.training.resume import UnfinishedRun
 
 
 def script_parser(docstring: str) -> argparse.ArgumentParser:
@@ -107,8 +111,8 @@ def add_training_options(parser: argparse.ArgumentParser, lr: float, epochs: int
         "--accumulation_steps", type=positive_int, default=1,
         help="parts in which a step's rows are computed, one after the other, where memory is short",
     )  # fmt: skip
-    group.add_argument("--warmup_ratio", type=share, default=0.1, help="share of the steps in which --lr is reached")
-    group.add_argument("--weight_decay", type=ratio, default=0.01, help="of weight matrices, AdamW's")
+    group.add_argument("--warmup_ratio", type=fraction, default=0.1, help="share of the steps in which --lr is reached")
+    group.add_argument("--weight_decay", type=nonnegative_float, default=0.01, help="of weight matrices, AdamW's")
     group.add_argument(
         "--freeze_embeddings", action="store_true",
         help="train all but the embeddings: a step takes less time and memory",
@@ -186,6 +190,34 @@ def deciding_flags(args: argparse.Namespace, unlike: Mapping[str, object]) -> di
     return {flag: value for flag, value in given.items() if flag not in unlike} | dict(unlike)
 
 
+def begin_training(
+    args: argparse.Namespace, output: str, contents: dict[str, str], accelerator: Accelerator
+) -> UnfinishedRun:
+    """The unfinished run of the same command beside the folder `output`, or a new one; by `add_resume_options`.
+
+    Args:
+        contents: as `unlike` of `deciding_flags`.
+
+    Raises:
+        UserError: as `utils.training.resume.begin_run`.
+    """
+    from utils.training.resume import begin_run, hardware
+
+    flags = deciding_flags(args, contents | hardware(accelerator))
+    return begin_run(output, flags, accelerator, args.save_steps, args.resume, args.overwrite)
+
+
+def begin_journal(args: argparse.Namespace, output: str, contents: dict[str, object]) -> Cached:
+    """As `begin_training`, for a run whose finished parts are kept in a journal.
+
+    Raises:
+        UserError: as `utils.system.journal.cached_in`.
+    """
+    from utils.system.journal import cached_in, unfinished_path
+
+    return cached_in(unfinished_path(output), deciding_flags(args, contents), args.resume, args.overwrite)
+
+
 def add_device_option(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """--device; returns its group, for what else a script says of the hardware."""
     group = parser.add_argument_group("hardware")
@@ -220,7 +252,7 @@ def positive_float(text: str) -> float:
     return value
 
 
-def fraction(text: str) -> float:
+def positive_fraction(text: str) -> float:
     """An argparse type: a number above 0 and at most 1."""
     value = float(text)
     if not 0 < value <= 1:
@@ -228,7 +260,7 @@ def fraction(text: str) -> float:
     return value
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """An argparse type: a number from 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:
@@ -236,7 +268,7 @@ def share(text: str) -> float:
     return value
 
 
-def ratio(text: str) -> float:
+def nonnegative_float(text: str) -> float:
     """An argparse type: a finite number of at least 0."""
     value = float(text)
     if not 0 <= value < float("inf"):

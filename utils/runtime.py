@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from utils.data.tokenization import Row, Text, prepare_tokenizer, tokenize
+from utils.data.tokenization import Text, TokenRow, prepare_tokenizer, tokenize
 from utils.system.errors import UserError, first_line
 
 GRAPH, UNPADDED_GRAPH, TOKENIZER = "model.onnx", "model.unpadded.onnx", "tokenizer.json"
@@ -98,7 +98,7 @@ class Predictor:
             predictions += self._label_pool(texts[start : start + POOL_BATCHES * batch_size], batch_size)
         return predictions
 
-    def encode(self, texts: list[Text]) -> list[Row]:
+    def encode(self, texts: list[Text]) -> list[TokenRow]:
         """Tokenize texts and pairs, each at its own length, truncated to the model's n_ctx.
 
         Raises:
@@ -108,7 +108,7 @@ class Predictor:
             _check_text(text, number)
         return tokenize(self._tokenizers, texts, self._n_ctx)
 
-    def logits(self, rows: list[Row]) -> np.ndarray:
+    def logits(self, rows: list[TokenRow]) -> np.ndarray:
         """Logits, float32 [rows, labels], of rows that have the same number of tokens."""
         ids = np.array([ids for ids, _ in rows], dtype=np.int64)
         feed = {"input_ids": ids}
@@ -118,7 +118,7 @@ class Predictor:
             feed["token_type_ids"] = np.array([types for _, types in rows], dtype=np.int64)
         return self.session.run(["logits"], feed)[0]
 
-    def _label(self, rows: list[Row]) -> list[Prediction]:
+    def _label(self, rows: list[TokenRow]) -> list[Prediction]:
         logits = self.logits(rows)
         exponentials = np.exp(logits - logits.max(1, keepdims=True))
         probabilities = (exponentials / exponentials.sum(1, keepdims=True)).tolist()

@@ -22,7 +22,7 @@ from faults.processes import Recipe, die, nothing, start, wait
 from utils.export.int8 import CANDIDATES
 from utils.measuring import timing
 from utils.runtime import Predictor
-from utils.training.resume import unfinished_path
+from utils.system.journal import unfinished_path
 
 SAVE_STEPS = 5  # as in Recipe
 

@@ -15,14 +15,20 @@ from torch import nn
 from utils.models.classifier import load_model, model_inputs, set_dropout
 from utils.models.config import Config
 from utils.system.errors import UserError
-from utils.training.distillation import Weights, add_projection, distillation_losses, paired_layers, without_projection
+from utils.training.distillation import (
+    LossWeights,
+    add_projection,
+    distillation_losses,
+    paired_layers,
+    without_projection,
+)
 from utils.training.losses import relation_loss
 
-NONE = Weights("mse", 1.0, 0.0, 0.0, "mse", "ends", 0.0, 0.0)
+NONE = LossWeights("mse", 1.0, 0.0, 0.0, "mse", "ends", 0.0, 0.0)
 
 
-def weights(**given) -> Weights:
-    return Weights(**(NONE.__dict__ | given))
+def weights(**given) -> LossWeights:
+    return LossWeights(**(NONE.__dict__ | given))
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def pair(tmp_path):
     return SimpleNamespace(teacher=models[0], student=models[1])
 
 
-def losses_of(pair, chosen: Weights, layers=None) -> torch.Tensor:
+def losses_of(pair, chosen: LossWeights, layers=None) -> torch.Tensor:
     batch = make_batch()
     layers = paired_layers(pair.teacher, pair.student, chosen, layers)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from utils.data.texts import Row
+from utils.data.texts import TextRow
 from utils.system.files import atomic_file
 from utils.system.journal import check_flags
 from utils.system.pool import chunks, map_in_processes
@@ -78,7 +78,7 @@ def vary(
 
 
 def augmented_chunks(
-    rows: Iterable[Row],
+    rows: Iterable[TextRow],
     neighbours: dict[str, list[str]],
     mask_token: str | None,
     ratios: Ratios,
@@ -86,7 +86,7 @@ def augmented_chunks(
     seed: int,
     num_proc: int,
     first: int = 0,
-) -> Iterator[list[Row]]:
+) -> Iterator[list[TextRow]]:
     """Yield up to `n_iter` variants of each row, in the order of the rows, for `CHUNK` rows at a time.
 
     Each row has random numbers of its own, so that the result does not depend on `num_proc`, and one can go on with
@@ -124,7 +124,7 @@ def read_unfinished(path: Path, flags: dict) -> tuple[int, set[int]]:
     return done, seen
 
 
-def write_chunks(path: Path, flags: dict, varied: Iterable[list[Row]], known: Set[Texts], seen: set[int]) -> int:
+def write_chunks(path: Path, flags: dict, varied: Iterable[list[TextRow]], known: Set[Texts], seen: set[int]) -> int:
     """Add chunks to an unfinished file, each text once and none of `known`; returns how many rows it then holds."""
     with open(path, "a", encoding="utf-8", newline="\n") as file:
         if not file.tell():
@@ -152,8 +152,8 @@ def _vary_chunk(
     ratios: Ratios,
     n_iter: int,
     seed: int,
-    chunk: tuple[int, list[Row]],
-) -> list[Row]:
+    chunk: tuple[int, list[TextRow]],
+) -> list[TextRow]:
     number, rows = chunk
     varied = []
     for i, (texts, label) in enumerate(rows):

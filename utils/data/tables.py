@@ -22,7 +22,17 @@ import pyarrow.compute
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from utils.data.texts import AUGMENTED, NAMES, SPLITS, Columns, Row, present_splits, read_labels, read_rows, split_path
+from utils.data.texts import (
+    AUGMENTED,
+    NAMES,
+    SPLITS,
+    Columns,
+    TextRow,
+    present_splits,
+    read_labels,
+    read_rows,
+    split_path,
+)
 from utils.data.tokenization import prepare_tokenizer, tokenize
 from utils.models.checkpoint import tokenizer_fingerprint
 from utils.system.errors import UserError
@@ -215,7 +225,7 @@ def shuffled_batches(row_lengths: np.ndarray, batch_size: int, seed: int) -> lis
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def _tokenized_chunk(backend: Tokenizer, labels: list[str], n_ctx: int, rows: list[Row]) -> pa.RecordBatch:
+def _tokenized_chunk(backend: Tokenizer, labels: list[str], n_ctx: int, rows: list[TextRow]) -> pa.RecordBatch:
     label_ids = {label: i for i, label in enumerate(labels)}
     texts = [texts if len(texts) == 2 else texts[0] for texts, _ in rows]
     encoded = tokenize(prepare_tokenizer(backend), texts, n_ctx)

@@ -15,7 +15,7 @@ SPLITS = ("train", "valid", "test")
 AUGMENTED = "augmented"  # where augment_data.py made one
 LINE_FORM = "each line is sentence<TAB>label or sentence_a<TAB>sentence_b<TAB>label"
 
-Row = tuple[tuple[str, ...], str]  # one sentence or a pair, and the label
+TextRow = tuple[tuple[str, ...], str]  # one sentence or a pair, and the label
 
 
 class Columns(NamedTuple):
@@ -45,7 +45,7 @@ def split_path(data_dir: Path, split: str) -> Path:
     return found[0] if found else data_dir / f"{split}.txt"
 
 
-def read_rows(path: Path, names: Columns = NAMES) -> Iterator[Row]:
+def read_rows(path: Path, names: Columns = NAMES) -> Iterator[TextRow]:
     """Yield (texts, label) for each row of a file.
 
     Raises:
@@ -106,7 +106,7 @@ def read_labels(data_dir: Path, names: Columns = NAMES) -> tuple[dict[str, int],
     return {label: seen[label] for label in sorted(seen, key=_label_order)}, counts
 
 
-def _read_lines(path: Path) -> Iterator[Row]:
+def _read_lines(path: Path) -> Iterator[TextRow]:
     columns = None
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -164,7 +164,7 @@ def _read_parquet(path: Path, names: Columns) -> Iterator[tuple[int, dict[str, A
 READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 
-def _row(path: Path, number: int, values: dict[str, Any], names: Columns) -> Row:
+def _row(path: Path, number: int, values: dict[str, Any], names: Columns) -> TextRow:
     for name, flag in (*((name, "--text_column") for name in names.texts), (names.label, "--label_column")):
         if values.get(name) is None:
             has = ", ".join(str(key) for key in values)

@@ -7,7 +7,7 @@ from tokenizers.normalizers import BertNormalizer
 
 Text = str | tuple[str, str]
 # Token ids and token type ids: each [tokens].
-Row = tuple[list[int], list[int]]
+TokenRow = tuple[list[int], list[int]]
 
 
 class Tokenizers(NamedTuple):
@@ -36,7 +36,7 @@ def prepare_tokenizer(tokenizer: Tokenizer) -> Tokenizers:
     return Tokenizers(tokenizer, plain, normalizer.lowercase, added_tokens)
 
 
-def tokenize(tokenizers: Tokenizers, texts: list[Text], n_ctx: int) -> list[Row]:
+def tokenize(tokenizers: Tokenizers, texts: list[Text], n_ctx: int) -> list[TokenRow]:
     """Tokenize texts and pairs, each at its own length, truncated to n_ctx tokens, the longer text of a pair first."""
     plain: dict[int, Text] = {}
     whole: dict[int, Text] = {}
@@ -45,7 +45,7 @@ def tokenize(tokenizers: Tokenizers, texts: list[Text], n_ctx: int) -> list[Row]
             plain[i] = text.lower() if tokenizers.lower else text
         else:
             whole[i] = text
-    rows: dict[int, Row] = {}
+    rows: dict[int, TokenRow] = {}
     for tokenizer, part in ((tokenizers.plain, plain), (tokenizers.whole, whole)):
         if tokenizer and part:
             for i, encoding in zip(part, _encodings(tokenizer, list(part.values())), strict=True):
@@ -69,7 +69,7 @@ def _encodings(tokenizer: Tokenizer, texts: list[Text]) -> list[Encoding]:
     return [tokenizer.encode(texts[0]) if isinstance(texts[0], str) else tokenizer.encode(*texts[0])]
 
 
-def _truncated(encoding: Encoding, n_ctx: int) -> Row:
+def _truncated(encoding: Encoding, n_ctx: int) -> TokenRow:
     ids, types = encoding.ids, encoding.type_ids
     if len(ids) > n_ctx:
         kept = kept_tokens(encoding.sequence_ids, n_ctx)

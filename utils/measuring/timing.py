@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from utils.data.tables import collate
 from utils.system.bars import progress_bar
-from utils.system.journal import Remember, made_anew
+from utils.system.journal import Cached, uncached
 
 WARMUP_BATCHES = 20
 ROWS_A_TURN, WARMUP_ROWS = 100, 10
@@ -44,7 +44,7 @@ def timed_in_turns(
     make_inputs: list[Callable[[int], Any]],
     num_rows: int,
     every: list[int] | None = None,
-    remember: Remember = made_anew,
+    cached: Cached = uncached,
     between: Callable[[int, int], None] = lambda turn, turns: None,
 ) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
     """Run every engine over every row, alone, taking turns, so that a noisy machine is unfair to none.
@@ -52,7 +52,7 @@ def timed_in_turns(
     Args:
         make_inputs: what an engine takes, made of a row's number, uncounted.
         every: the steps in which an engine goes through the rows, for one that is too slow for all of them.
-        remember: keeps each turn, and gives those that were kept before.
+        cached: keeps each turn, and gives those that were kept before.
         between: called after every turn with its number and that of all turns, for what is timed by other means.
 
     Returns:
@@ -64,7 +64,7 @@ def timed_in_turns(
         for number, start in enumerate(starts):
             end = min(start + ROWS_A_TURN, num_rows)
             turn = partial(_turn, engines, make_inputs, every or [1] * len(engines), start, end, bar)
-            turns.append(remember(f"rows {start} to {end}", turn))
+            turns.append(cached(f"rows {start} to {end}", turn))
             bar.update(len(engines) * end - bar.n)
             between(number, len(starts))
     by_engine = list(zip(*turns, strict=True))

@@ -4,6 +4,7 @@ A checkpoint folder is a standard transformers one. Where pruning left shapes th
 config.json lists them, and the folder holds the code that builds such a model: see utils/models/modeling_pruned.py.
 """
 
+import hashlib
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -100,6 +101,15 @@ def save_checkpoint(
     if state_path is not None:
         with atomic_file(state_path) as temporary:
             torch.save(state, temporary)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def set_dropout(model: PreTrainedModel, probability: float) -> None:

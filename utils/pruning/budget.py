@@ -2,7 +2,7 @@
 
 import torch
 
-from utils.pruning.importance import Scores
+from utils.pruning.importance import Importance
 from utils.system.errors import UserError
 
 # Neurons are kept by whole steps: matrix products compute in blocks of about this many columns.
@@ -20,7 +20,7 @@ def neuron_macs(hidden_size: int) -> float:
 
 
 def spread(
-    heads: Scores, neurons: Scores, head_costs: list[float], neuron_costs: list[float], fraction: float
+    heads: Importance, neurons: Importance, head_costs: list[float], neuron_costs: list[float], fraction: float
 ) -> list[tuple[int, int]]:
     """Numbers of heads and neurons to keep in every layer, so that they cost `fraction` of what all of them do.
 

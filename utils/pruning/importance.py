@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from utils.models.classifier import model_inputs
 from utils.models.families import family_of, head_size_of, layer_shapes, layers_of
 
-Scores = list[torch.Tensor]  # one tensor a layer
+Importance = list[torch.Tensor]  # one tensor a layer
 
 
 def mask_gradients(
@@ -104,7 +104,7 @@ def fisher(gradients: torch.Tensor) -> torch.Tensor:
 GRADIENT_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"first_order": first_order, "fisher": fisher}
 
 
-def magnitudes(model: PreTrainedModel) -> tuple[Scores, Scores]:
+def magnitudes(model: PreTrainedModel) -> tuple[Importance, Importance]:
     """Baseline: the Frobenius norm of all weights that a head or a neuron has."""
     family, head_size = family_of(model), head_size_of(model)
     heads, neurons = [], []
@@ -120,7 +120,7 @@ def magnitudes(model: PreTrainedModel) -> tuple[Scores, Scores]:
     return heads, neurons
 
 
-def random_scores(model: PreTrainedModel, seed: int) -> tuple[Scores, Scores]:
+def random_scores(model: PreTrainedModel, seed: int) -> tuple[Importance, Importance]:
     """Baseline: uniform random numbers."""
     generator = torch.Generator().manual_seed(seed)
     shapes = layer_shapes(model)
@@ -128,7 +128,7 @@ def random_scores(model: PreTrainedModel, seed: int) -> tuple[Scores, Scores]:
     return heads, [torch.rand(num_neurons, generator=generator) for _, num_neurons in shapes]
 
 
-def normalized(scores: Scores) -> Scores:
+def normalized(scores: Importance) -> Importance:
     """Scores that sum to 1 in every layer, so that no layer is pruned for its gradients' scale alone."""
     return [values / values.sum().clamp(min=torch.finfo(values.dtype).tiny) for values in scores]
 

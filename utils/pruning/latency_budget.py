@@ -17,7 +17,7 @@ from utils.export.plain import open_graph
 from utils.measuring.timing import single_rows, timed_in_turns
 from utils.models.families import layer_shapes
 from utils.pruning.budget import NEURON_STEP, spread
-from utils.pruning.importance import Scores
+from utils.pruning.importance import Importance
 from utils.pruning.narrow import narrow_layer
 from utils.system.errors import UserError
 
@@ -90,7 +90,7 @@ def measure_table(model: PreTrainedModel, split: datasets.Dataset) -> LatencyTab
 
 
 def fit_latency(
-    model: PreTrainedModel, heads: Scores, neurons: Scores, fraction: float, split: datasets.Dataset
+    model: PreTrainedModel, heads: Importance, neurons: Importance, fraction: float, split: datasets.Dataset
 ) -> Shapes:
     """Numbers of heads and neurons to keep in every layer, so that the int8 model takes `fraction` of the whole one's
     latency on this machine.

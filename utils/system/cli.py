@@ -16,7 +16,7 @@ from utils.system.signals import Terminated
 LIBRARIES = ("httpx", "httpx2", "datasets", "filelock", "accelerate", "torch", "huggingface_hub")
 
 
-def run(main: Callable[[], None]) -> None:
+def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`: a `UserError` becomes one line on stderr and exit code 2; Ctrl-C ends with 130, SIGTERM
     with 143.
 
@@ -45,7 +45,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """As Python does, but Ctrl-C in a script that still imports its libraries, before `run`, needs no traceback."""
+    """As Python does, but Ctrl-C in a script that still imports its libraries needs no traceback."""
     if issubclass(kind, KeyboardInterrupt):
         print(f"{os.path.basename(sys.argv[0])}: stopped", file=sys.stderr)
     else:

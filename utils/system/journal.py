@@ -15,16 +15,16 @@ from utils.system.files import atomic_file
 logger = logging.getLogger(__name__)
 
 # Gives a part of a run by its name: what the function makes, or made before the run was stopped.
-Remember = Callable[[str, Callable[[], Any]], Any]
+Cached = Callable[[str, Callable[[], Any]], Any]
 
 
-def made_anew(name: str, make: Callable[[], Any]) -> Any:
-    """A `Remember` that remembers nothing."""
+def uncached(name: str, make: Callable[[], Any]) -> Any:
+    """A `Cached` that remembers nothing."""
     return make()
 
 
-def remember_in(path: Path, flags: dict[str, Any], resume: str, overwrite: bool) -> Remember:
-    """A `Remember` that keeps every part at `path`, as JSON has it (arrays as lists), and gives those found there.
+def cached_in(path: Path, flags: dict[str, Any], resume: str, overwrite: bool) -> Cached:
+    """A `Cached` that keeps every part at `path`, as JSON has it (arrays as lists), and gives those found there.
 
     The caller removes the file in the end.
 
@@ -42,7 +42,7 @@ def remember_in(path: Path, flags: dict[str, Any], resume: str, overwrite: bool)
     if parts:
         logger.info("[Resume] : %s, %d parts are done", path, len(parts))
 
-    def remember(name: str, make: Callable[[], Any]) -> Any:
+    def cached(name: str, make: Callable[[], Any]) -> Any:
         if name not in parts:
             line = json.dumps([name, make()], default=np.ndarray.tolist)
             if parts:
@@ -54,11 +54,17 @@ def remember_in(path: Path, flags: dict[str, Any], resume: str, overwrite: bool)
             parts[name] = json.loads(line)[1]
         return parts[name]
 
-    return remember
+    return cached
+
+
+def unfinished_path(output: str | Path) -> Path:
+    """The file that keeps an unfinished run, beside its output folder."""
+    output = Path(output).absolute()
+    return output.with_name(f"{output.name}.unfinished")
 
 
 def _read_parts(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
-    """The finished parts in a file of `remember_in`; a last one that is cut off is removed."""
+    """The finished parts in a file of `cached_in`; a last one that is cut off is removed."""
     try:
         first, *lines = path.read_bytes().splitlines(keepends=True)
         kept = dict(json.loads(first))

@@ -20,7 +20,7 @@ PROJECTION = "state_projection"
 
 
 @dataclass(frozen=True)
-class Weights:
+class LossWeights:
     """What a distillation minimizes: the loss of the logits, and others with a weight, 0 for none."""
 
     kd_loss: str
@@ -34,7 +34,7 @@ class Weights:
 
 
 def paired_layers(
-    teacher: PreTrainedModel, student: PreTrainedModel, weights: Weights, chosen: list[int] | None
+    teacher: PreTrainedModel, student: PreTrainedModel, weights: LossWeights, chosen: list[int] | None
 ) -> list[int]:
     """The teacher's layer that each layer of the student learns from, where a loss needs them.
 
@@ -71,7 +71,7 @@ def paired_layers(
     return chosen
 
 
-def add_projection(teacher: PreTrainedModel, student: PreTrainedModel, weights: Weights) -> None:
+def add_projection(teacher: PreTrainedModel, student: PreTrainedModel, weights: LossWeights) -> None:
     """Where hidden sizes differ, give the student a layer from its own to its teacher's, to be trained with it."""
     theirs, ours = teacher.config.hidden_size, student.config.hidden_size
     if weights.state_loss_ratio and theirs != ours:
@@ -94,7 +94,7 @@ def distillation_losses(
     student: PreTrainedModel,
     wanted_logits: torch.Tensor,
     num_labelled: int,
-    weights: Weights,
+    weights: LossWeights,
     layers: list[int],
 ) -> RowLosses:
     """The `row_losses` that training minimizes.

@@ -19,9 +19,9 @@ from utils.models.classifier import model_inputs
 from utils.system.bars import progress_bar
 from utils.system.devices import keep_freed_memory
 from utils.system.signals import Terminated, signals_noted
-from utils.training.resume import Progress, Unfinished, load_progress, save_progress
+from utils.training.resume import Progress, UnfinishedRun, load_progress, save_progress
 from utils.training.scalars import Scalars, no_scalars
-from utils.training.scoring import Score, predict, score
+from utils.training.scoring import Evaluation, evaluate_logits, predict
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +56,9 @@ def train(
     settings: Settings,
     accelerator: Accelerator,
     save: Callable[[PreTrainedModel], None],
-    unfinished: Unfinished | None = None,
+    run: UnfinishedRun | None = None,
     write_scalars: Scalars = no_scalars,
-) -> Score:
+) -> Evaluation:
     """Train `model` in place, score it on the validation set, and save the best.
 
     AdamW with decoupled weight decay, a linear warm-up, then linear decay to 0.
@@ -66,7 +66,7 @@ def train(
     Args:
         row_losses: gives every row's loss, [rows]; its model is wrapped, where there are several processes.
         save: called in the main process with the model whenever an evaluation's score is the best so far.
-        unfinished: where this run is kept, and continued from if it is there; the caller removes it in the end.
+        run: where this run is kept, and continued from if it is there; the caller removes it in the end.
         write_scalars: called in the main process with a step and its losses.
 
     Returns:
@@ -82,14 +82,14 @@ def train(
     plain = model
     _choose_attention(plain, row_lengths, accelerator)
     adamw = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.lr, fused=True)
-    progress = load_progress(unfinished, model, adamw, accelerator) if unfinished else Progress()
+    progress = load_progress(run, model, adamw, accelerator) if run else Progress()
     warmup = int(total * settings.warmup_ratio)
     schedule = get_linear_schedule_with_warmup(adamw, warmup, total, last_epoch=progress.step - 1)
     model, optimizer = accelerator.prepare(model, adamw)
 
     def keep_progress() -> None:
-        if unfinished and accelerator.is_main_process:
-            save_progress(unfinished, plain, adamw, accelerator, progress)
+        if run and accelerator.is_main_process:
+            save_progress(run, plain, adamw, accelerator, progress)
 
     batches: list[np.ndarray] = []
     bar = progress_bar(initial=progress.step, total=total, unit="step", shown=accelerator.is_main_process)
@@ -118,7 +118,7 @@ def train(
             if accelerator.is_main_process:
                 write_scalars(progress.step, {"train/loss": loss, "train/lr": schedule.get_last_lr()[0]})
             _stop_if_asked(noted, accelerator, progress, keep_progress)
-            if unfinished and progress.step % unfinished.save_steps == 0:
+            if run and progress.step % run.save_steps == 0:
                 keep_progress()
     accelerator.wait_for_everyone()
     assert progress.best, "at least one evaluation"
@@ -179,7 +179,7 @@ def _evaluate(
     steps = progress.step - progress.evaluated
     mean_loss = accelerator.reduce(torch.tensor(progress.loss_sum, device=accelerator.device), "mean").item() / steps
     valid = data.splits["valid"]
-    current = score(predict(model, valid, accelerator, "validate"), valid)
+    current = evaluate_logits(predict(model, valid, accelerator, "validate"), valid)
     improved = current.better_than(progress.best, settings.measure)
     logger.info(
         "[Epoch %.4g] : train loss %.4f, valid loss %.4f, valid accuracy %.4f%s",

@@ -1,9 +1,8 @@
 """An unfinished training on disk: one safetensors file beside the output, written now and then, gone at the end."""
 
-import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from utils.system.files import atomic_file
-from utils.system.journal import check_flags, damaged, is_there
-from utils.training.scoring import Score
+from utils.system.journal import check_flags, damaged, is_there, unfinished_path
+from utils.training.scoring import Evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +26,12 @@ class Progress:
     step: int = 0  # optimizer steps done
     evaluated: int = 0  # of them, at the last evaluation
     since_best: int = 0  # evaluations since the best one
-    best: Score | None = None
+    best: Evaluation | None = None
     loss_sum: float = 0.0  # of the steps since the last evaluation
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class UnfinishedRun:
     """Where a run is kept while it is not finished, after how many steps, and the options that decide its result.
 
     `part` says which of several trainings it is in, and what its model looks like.
@@ -44,59 +43,51 @@ class Unfinished:
     part: dict[str, Any] = field(default_factory=dict)
 
 
-def unfinished_path(output: str | Path) -> Path:
-    """The file that keeps an unfinished run, beside its output folder."""
-    output = Path(output).absolute()
-    return output.with_name(f"{output.name}.unfinished")
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A hash of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
 def hardware(accelerator: Accelerator) -> dict[str, str]:
     """What --device and --precision came to, by flag."""
     return {"--device": accelerator.device.type, "--precision": accelerator.mixed_precision}
 
 
-def check_unfinished(unfinished: Unfinished, accelerator: Accelerator, resume: str, overwrite: bool) -> dict:
-    """See whether the run that `unfinished` may hold is this one; say so, or, with `overwrite`, remove it.
+def begin_run(
+    output: str | Path,
+    flags: dict[str, Any],
+    accelerator: Accelerator,
+    save_steps: int,
+    resume: str = "auto",
+    overwrite: bool = False,
+) -> UnfinishedRun:
+    """The unfinished run beside `output`, if it is of the same options, or a new one, of which nothing is written yet.
 
     Args:
-        resume: `auto`, or `always`: that there is none is an error.
-
-    Returns:
-        The part that it is in; empty where there is none.
+        flags: the options that decide the result.
+        save_steps: steps after which it is written again.
+        resume: `auto`, or `always`: that there is no unfinished run is an error.
+        overwrite: remove an unfinished run and start again.
 
     Raises:
-        UserError: it is damaged, or one of its options is another; names that.
+        UserError: the unfinished run is damaged, or one of its options is another; names that.
     """
-    path = unfinished.path
+    run = UnfinishedRun(unfinished_path(output), save_steps, flags)
     if overwrite:
-        forget(unfinished, accelerator)
-    if not is_there(path, resume):
-        return {}
-    kept = _read_metadata(path)
-    check_flags(path, kept["flags"], unfinished.flags)
-    logger.info("[Resume] : %s, from step %d", path, kept["progress"]["step"])
-    return kept["part"]
+        discard(run, accelerator)
+    if not is_there(run.path, resume):
+        return run
+    metadata = _read_metadata(run.path)
+    check_flags(run.path, metadata["flags"], flags)
+    logger.info("[Resume] : %s, from step %d", run.path, metadata["progress"]["step"])
+    return replace(run, part=metadata["part"])
 
 
-def forget(unfinished: Unfinished, accelerator: Accelerator) -> None:
+def discard(run: UnfinishedRun, accelerator: Accelerator) -> None:
     """Remove a run that is finished, or is to start again."""
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        unfinished.path.unlink(missing_ok=True)
+        run.path.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
 
 
 def save_progress(
-    unfinished: Unfinished,
+    run: UnfinishedRun,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
@@ -107,8 +98,8 @@ def save_progress(
     for index, averages in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in averages.items()}
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else None  # of fp16
-    kept = {"flags": unfinished.flags, "part": unfinished.part, "progress": asdict(progress), "scaler": scaler}
-    with atomic_file(unfinished.path) as temporary:
+    kept = {"flags": run.flags, "part": run.part, "progress": asdict(progress), "scaler": scaler}
+    with atomic_file(run.path) as temporary:
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             temporary, metadata={"unfinished": json.dumps(kept)},
@@ -116,22 +107,22 @@ def save_progress(
 
 
 def load_progress(
-    unfinished: Unfinished, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    run: UnfinishedRun, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> Progress:
     """Put the model and the optimizer, in place, where an unfinished run left them, if there is one.
 
     Raises:
         UserError: the file is damaged.
     """
-    if not unfinished.path.exists():
+    if not run.path.exists():
         return Progress()
-    kept = _read_metadata(unfinished.path)
-    if kept["part"] != unfinished.part:
+    kept = _read_metadata(run.path)
+    if kept["part"] != run.part:
         return Progress()
     weights: dict[str, torch.Tensor] = {}
     averages: dict[int, dict[str, torch.Tensor]] = {}
     try:
-        with safe_open(unfinished.path, framework="pt") as file:
+        with safe_open(run.path, framework="pt") as file:
             for key in file.keys():
                 kind, _, name = key.partition(".")
                 if kind == "model":
@@ -140,13 +131,13 @@ def load_progress(
                     index, _, name = name.partition(".")
                     averages.setdefault(int(index), {})[name] = file.get_tensor(key)
     except (SafetensorError, OSError) as error:
-        raise damaged(unfinished.path) from error
+        raise damaged(run.path) from error
     model.load_state_dict(weights)
     optimizer.load_state_dict({"state": averages, "param_groups": optimizer.state_dict()["param_groups"]})
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(kept["scaler"])
     progress = Progress(**kept["progress"])
-    progress.best = Score(**kept["progress"]["best"]) if progress.best else None
+    progress.best = Evaluation(**kept["progress"]["best"]) if progress.best else None
     return progress
 
 

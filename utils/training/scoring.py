@@ -18,13 +18,13 @@ EVALUATION_BATCH = 128
 
 
 @dataclass(frozen=True)
-class Score:
+class Evaluation:
     """Cross-entropy and accuracy on a labelled split."""
 
     loss: float
     accuracy: float
 
-    def better_than(self, other: "Score | None", measure: str) -> bool:
+    def better_than(self, other: "Evaluation | None", measure: str) -> bool:
         """By `measure`, ties broken by the other one."""
         if other is None:
             return True
@@ -56,7 +56,7 @@ def predict(model: PreTrainedModel, split: datasets.Dataset, accelerator: Accele
     return accelerator.reduce(logits, "sum").cpu()
 
 
-def score(logits: torch.Tensor, split: datasets.Dataset) -> Score:
+def evaluate_logits(logits: torch.Tensor, split: datasets.Dataset) -> Evaluation:
     """Cross-entropy and accuracy of logits [rows, labels] against the split's labels."""
     labels = torch.as_tensor(row_labels(split), dtype=torch.long)
-    return Score(F.cross_entropy(logits, labels).item(), (logits.argmax(-1) == labels).float().mean().item())
+    return Evaluation(F.cross_entropy(logits, labels).item(), (logits.argmax(-1) == labels).float().mean().item())

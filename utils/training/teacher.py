@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from utils.data.tables import Data
+from utils.models.classifier import fingerprint
 from utils.system.files import atomic_file
-from utils.training.resume import fingerprint, hardware
+from utils.training.resume import hardware
 from utils.training.scoring import predict
 
 logger = logging.getLogger(__name__)
