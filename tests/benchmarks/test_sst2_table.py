@@ -1,19 +1,23 @@
-"""The accuracy table of SST-2: means over seeds, between the README's marks, and targets that count seeds."""
+"""The tables of docs/results.md: between its marks, means over seeds, the ladder, and targets that count seeds."""
 
 import json
+import shutil
 
 import pytest
+from conftest import ROOT
 
 from benchmarks import sst2_table
 
-README = "before\n<!-- accuracy -->\nold\n<!-- /accuracy -->\nafter\n"
+PAGE = "before\n<!-- ladder -->\n<!-- /ladder -->\n<!-- accuracy -->\nold\n<!-- /accuracy -->\nafter\n"
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     rows = tmp_path / "results/sst2/accuracy"
     rows.mkdir(parents=True)
-    (tmp_path / "README.md").write_text(README)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/results.md").write_text(PAGE)
+    shutil.copy(ROOT / "results/sst2/ladder.json", tmp_path / "results/sst2")
     monkeypatch.setattr(sst2_table, "ROOT", tmp_path)
     monkeypatch.setattr(sst2_table, "ROWS", rows)
     return tmp_path
@@ -31,9 +35,12 @@ def test_table_and_targets(root, capsys):
     add(root, "states", {42: 0.95})
     add(root, "layers-0.2.4", {42: 0.8})
     sst2_table.main()
-    text = (root / "README.md").read_text()
-    assert text.startswith("before\n<!-- accuracy -->\n") and text.endswith("<!-- /accuracy -->\nafter\n")
+    text = (root / "docs/results.md").read_text()
+    assert text.startswith("before\n<!-- ladder -->\n") and text.endswith("<!-- /accuracy -->\nafter\n")
     assert "old" not in text
+    ladder, accuracy = text.split("<!-- /ladder -->")
+    assert "\n| + fused graph, int8 | 0.8984 | 2.37 | 22.6x |" in ladder and ladder.count("\n| ") == 11
+    assert accuracy.startswith("\n<!-- accuracy -->\n")
     name = "teacher: 6 layers, taught by the larger one, with augmented rows"
     assert f"| {name} | - | 0.5000 ± 0.0000 | 0.9200 ± 0.0100 | 3 |" in text
     assert "| layers 0, 2, 4 | 0.5000 | 0.8000 |" in text and "variants of sentences" not in text
@@ -42,7 +49,7 @@ def test_table_and_targets(root, capsys):
     # One seed is not three.
     assert "target: states_accuracy_of_1_seeds measured 0.95 needs 0.905 short" in shown
     sst2_table.main()
-    assert (root / "README.md").read_text() == text
+    assert (root / "docs/results.md").read_text() == text
 
 
 @pytest.mark.parametrize("row", ["augmented-then-labels", "augmented-then-larger"])
