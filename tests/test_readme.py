@@ -1,4 +1,4 @@
-"""The README: every block of commands and code is run, on tiny data and tiny encoders; every message is a real one."""
+"""The README and docs/: every block of commands and code is run, on tiny data and encoders; what they quote is so."""
 
 import ast
 import contextlib
@@ -19,21 +19,33 @@ from tokenizers import models
 from transformers import AutoModelForSequenceClassification
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+NAMES = ["recipe", "options", "choosing", "serving", "distributed", "troubleshooting", "results"]
+DOCS = [f"docs/{name}.md" for name in NAMES]  # in an order in which each finds what those before it wrote
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ["README.md", *DOCS]}
 NODE_PACKAGES = ("onnxruntime-node", "@huggingface/tokenizers")
 
 
-def blocks() -> list[tuple[str, str]]:
-    """Every fenced block: its language, "" for plain output, and its text."""
-    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", README, re.DOTALL | re.MULTILINE)
-    assert 2 * len(found) == len(re.findall(r"^ *```", README, re.MULTILINE))
-    return [(language, textwrap.dedent(text)) for _, language, text in found]
+def blocks(name: str) -> list[tuple[str, str]]:
+    """Every fenced block of a page: its language, "" for plain output, and its text."""
+    fenced = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", PAGES[name], re.DOTALL | re.MULTILINE)
+    assert 2 * len(fenced) == len(re.findall(r"^ *```", PAGES[name], re.MULTILINE))
+    return [(language, textwrap.dedent(text)) for _, language, text in fenced]
 
 
 def commands_of(block: str) -> list[str]:
-    """The commands of a `sh` block, each on one line, without comments."""
-    lines = re.sub(r"\s*\\\n\s*", " ", block).splitlines()
-    return [command for line in lines if (command := re.sub(r"\s+#.*", "", line).strip())]
+    """The commands of a `sh` block, or of what make prints, each on one line, without comments; by plain `python`."""
+    lines = re.sub(r"[ \t]*\\\n[ \t]*", " ", block).splitlines()
+    commands = [re.sub(r"\s+#.*", "", line).strip() for line in lines]
+    return [re.sub(r"\s+", " ", command).replace(".venv/bin/python", "python") for command in commands if command]
+
+
+def make_commands(command: str, folder: Path) -> list[str]:
+    """What `make ...` would run in `folder`, which has the Makefile and the requirements."""
+    done = subprocess.run(
+        ["bash", "-c", command.replace("make ", "make -n ", 1)], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return commands_of(done.stdout)
 
 
 class Folder:
@@ -41,7 +53,7 @@ class Folder:
 
     def __init__(self, path: Path, runner: subprocess.Popen):
         self.path, self.runner, self.log, self.shown = path, runner, path / "log.txt", ""
-        self.train = next(command for command in all_commands() if command.startswith("python train.py "))
+        self.train = next(command for command in all_commands(DOCS) if command.startswith("python train.py "))
 
     def script(self, command: str) -> None:
         """A script, by the one process that has PyTorch loaded: that saves most of the time."""
@@ -69,8 +81,24 @@ class Folder:
         assert sorted(self.path.rglob("*")) == before
 
     def make(self, command: str) -> None:
-        """Too long for here: that there is such a target."""
-        self.shell(f"make -n -C {shlex.quote(str(ROOT))} {command.removeprefix('make ')}")
+        """The steps of a ladder, with the commands that make prints, of `make demo` those of the smallest model.
+
+        Of other targets, that they are there.
+        """
+        steps = make_commands(command, self.path)
+        if command == "make demo":
+            steps = make_commands("make runs/demo/int8-pruned-small.done", self.path)
+        for step in steps:
+            if re.match(r"python \w+\.py ", step):
+                rule_of(step)(self, step)
+
+    def report(self, command: str) -> None:
+        """Without BERT-base, which is too large for here."""
+        command, _, output = command.partition(" > ")
+        without = command.replace(' --rung "BERT-base, random, padded" bert_base -', "")
+        assert without != command
+        self.script(without)
+        (self.path / output).write_text(self.shown)
 
     def torchrun(self, command: str) -> None:
         """On one machine instead of two."""
@@ -92,9 +120,10 @@ class Folder:
 
 
 RULES = {
-    r"make \S+( \w+=\S+)?": Folder.make,
+    r'make \w+( \w+=(\S+|".*"))*': Folder.make,
     r"python (embeddings|data)/fetch\.py .*": Folder.fetch,
-    r"python \w+\.py .*[^|]*": Folder.script,
+    r"python report\.py .*": Folder.report,
+    r"python (?!report)\w+\.py [^|>]*": Folder.script,
     r"mkdir -p \S+ && cp \S+ \S+": Folder.shell,
     r'echo "[^"]*" \| python predict\.py \S+': Folder.shell,
     r"torchrun .*": Folder.torchrun,
@@ -105,18 +134,21 @@ RULES = {
 def rule_of(command: str):
     """How a command is run: by the one rule whose pattern it is."""
     (rule,) = [rule for pattern, rule in RULES.items() if re.fullmatch(pattern, command)] or [None]
-    assert rule, f"README.md has a command that no test runs: {command}"
+    assert rule, f"there is a command that no test runs: {command}"
     return rule
 
 
-def all_commands() -> list[str]:
-    return [command for language, text in blocks() if language == "sh" for command in commands_of(text)]
+def all_commands(names: list[str]) -> list[str]:
+    texts = [text for name in names for language, text in blocks(name) if language == "sh"]
+    return [command for text in texts for command in commands_of(text)]
 
 
 def test_no_block_is_left_out():
-    assert {language for language, _ in blocks()} == {"", "sh", "python", "js"}
-    assert [language for language, _ in blocks()].count("js") == 1
-    for command in all_commands():
+    assert list(PAGES)[1:] == sorted((f"docs/{path.name}" for path in ROOT.glob("docs/*")), key=DOCS.index)
+    languages = [language for name in PAGES for language, _ in blocks(name)]
+    assert set(languages) == {"", "sh", "python", "js"}
+    assert languages.count("js") == 1 and languages.count("python") == 2
+    for command in all_commands(list(PAGES)):
         rule_of(command)
     with pytest.raises(AssertionError, match="no test runs: docker run me"):
         rule_of("docker run me")
@@ -132,14 +164,16 @@ def word_pieces():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for name in [*SCRIPTS, "utils", "configs"]:
+    for name in [*SCRIPTS, "utils", "configs", "Makefile", "requirements.txt", "requirements-dev.txt"]:
         (tmp_path / name).symlink_to(ROOT / name)
     write_texts(tmp_path / "data/sst2")
+    write_texts(tmp_path / "data/movie-reviews")
     rows = [f"{WORDS[i % 20]} {WORDS[i % 7]} it,{('billing', 'login', 'other')[i % 3]}" for i in range(90)]
+    rows.append("a thing that nobody else wrote,rare")
     (tmp_path / "tickets.csv").write_text("\n".join(["subject,queue", *rows]) + "\n")
     sizes = {"hidden_size": 64, "num_attention_heads": 8, "max_position_embeddings": 100}
     encoder = tmp_path / "embeddings/all-MiniLM-L6-v2"
-    make_encoder(encoder, "bert", word_pieces(), num_hidden_layers=6, intermediate_size=400, **sizes)
+    make_encoder(encoder, "bert", word_pieces(), num_hidden_layers=6, intermediate_size=800, **sizes)
     larger = tmp_path / "embeddings/all-mpnet-base-v2"
     make_encoder(larger, "mpnet", make_tokenizer(cls="<s>", sep="</s>", pad="<pad>"), max_position_embeddings=102)
     for folder in (encoder, larger):
@@ -159,32 +193,60 @@ def folder(tmp_path, monkeypatch):
         runner.stdin.close()
 
 
-def test_every_block(folder):
+def run_blocks(folder: Folder, names: list[str]) -> None:
     """From the first line to the last, so that each finds what those above it wrote."""
-    code = [text for language, text in blocks() if language == "python"]
-    assert len(code) == 2
-    for language, text in blocks():
+    for language, text in [block for name in names for block in blocks(name)]:
         if language == "python":
-            exec(compile(text, "README.md", "exec"), {})
+            exec(compile(text, "page", "exec"), {})
         for command in commands_of(text) if language == "sh" else []:
-            rule_of(command)(folder, command)
+            if not (command.startswith("make ladder") and names == DOCS):  # each of its commands is on the page
+                rule_of(command)(folder, command)
             if "| python predict.py" in command:
-                assert re.fullmatch(r"(negative|positive|billing|login|other)\t[01]\.\d+\n", folder.shown)
+                assert re.fullmatch(r"(negative|positive|billing|login|other|rare)\t[01]\.\d+\n", folder.shown)
             if command.startswith("python evaluate.py"):
                 assert re.search(r"^INFO:__main__:\[Accuracy\] : \d\.\d{4}, +\d+/ +24$", folder.shown, re.MULTILINE)
                 elapsed = r"^INFO:__main__:\[Elapsed Time\] : \d+\.\d\dms, \d+\.\d{4}ms on average$"
                 assert re.search(elapsed, folder.shown, re.MULTILINE)
-    for name in [
-        "runs/sst2/teacher.pt",
-        "runs/sst2/labels/model.safetensors",
-        "runs/sst2/taught/model.safetensors",
-        "model/model.unpadded.onnx",
-        "runs/tickets/model/model.onnx",
-    ]:
+
+
+def test_every_block_of_the_readme(folder):
+    run_blocks(folder, ["README.md"])
+    for name in ["runs/tickets/ladder/ladder.svg", "runs/tickets/ladder.txt", "runs/tickets/models/student/model.onnx"]:
         assert (folder.path / name).is_file()
+    splits = {name: (folder.path / f"data/tickets/{name}.csv").read_text() for name in ("train", "valid", "test")}
+    assert [text.count("\n") - 1 for text in splits.values()] == [73, 9, 9]
+    assert [text.count(",rare") for text in splits.values()] == [1, 0, 0]
 
 
-NO_NODE = "needs node, and in the repository's root what README.md installs with npm"
+def test_every_block_of_the_docs(folder):
+    run_blocks(folder, DOCS)
+    for name in ["teacher.pt", "ladder.txt", "labels/model.safetensors", "taught/model.safetensors"]:
+        assert (folder.path / "runs/sst2" / name).is_file()
+
+
+def test_the_recipe_is_what_make_runs(tmp_path):
+    for name in ("Makefile", "requirements.txt"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    page = all_commands(["docs/recipe.md"])
+    ladder = page.pop(0)
+    assert ladder.startswith("make ladder ")
+    shown = [command for command in page if not re.match(r"python evaluate\.py|echo ", command)]
+    run = [command for command in make_commands(ladder, tmp_path) if re.match(r"python \S+\.py ", command)]
+    assert len(run) >= 15 and sorted(shown) == sorted(run)
+
+
+def test_the_readme_is_short_and_its_table_of_the_ladder():
+    assert PAGES["README.md"].count("\n") <= 180
+    rungs = json.loads((ROOT / "results/sst2/ladder.json").read_text())["rungs"]
+    lines = {
+        f"| {rung['name']} | {rung['accuracy'] or 0:.4f} | {rung['ms_a_row']:.2f} | {rung['speedup']:.1f}x |"
+        for rung in rungs
+    }
+    assert len(lines & set(PAGES["README.md"].splitlines())) == 5
+
+
+MODEL = "runs/sst2/models/pruned-small"
+NO_NODE = "needs node, and in the repository's root what docs/serving.md installs with npm"
 
 
 @pytest.mark.skipif(
@@ -202,9 +264,9 @@ def test_node(tmp_path):
     graphs = {GRAPH: build_graph(model), UNPADDED_GRAPH: build_graph(model, masked=False)}
     made = {"n_ctx": 12, "version": "fp32", "machine": {}}
     write_model_dir(tmp_path / "model", graphs, tokenizer, model.config, made, "")
-    (tmp_path / "label.mjs").write_text(next(text for language, text in blocks() if language == "js"))
+    (tmp_path / "label.mjs").write_text(next(text for language, text in blocks("docs/serving.md") if language == "js"))
     (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")
-    command = next(command for command in all_commands() if "| node" in command)
+    command = next(command for command in all_commands(DOCS) if "| node" in command).replace(MODEL, "model")
     texts = [" ".join(WORDS[i:] + WORDS[:i])[: 7 * i] for i in range(20)] + ["A GOOD film ! unknown", ""]
     run = command[command.index("|") + 1 :]
     done = subprocess.run(
@@ -233,10 +295,42 @@ def source_texts() -> set[str]:
 
 
 def test_messages_are_what_the_scripts_say():
-    section = README[README.index("## Troubleshooting") : README.index("## Where things are")]
-    messages = re.findall(r"^\| `(.*?)` \|", section, re.MULTILINE)
-    assert len(messages) >= 10 and len(messages) == section.count("\n| `")
+    page = PAGES["docs/troubleshooting.md"]
+    messages = re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE)
+    assert len(messages) >= 10 and len(messages) == page.count("\n| `")
     texts = source_texts()
     for message in messages:
         pattern = ".*".join(map(re.escape, message.split("...")))
         assert any(re.search(pattern, text, re.DOTALL) for text in texts), message
+
+
+def anchors(page: str) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_somewhere():
+    folders = ("data", "embeddings", "benchmarks")
+    count = 0
+    for name in [*PAGES, "CONTRIBUTING.md", *(f"{folder}/README.md" for folder in folders)]:
+        page = ROOT / name
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if "://" in link:
+                continue
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), f"{name}: {link}"
+            assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{name}: {link}"
+            count += 1
+    assert count > 30
+
+
+def test_the_map_has_every_module():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(utils/\S*)` \| (.*) \|$", page, re.MULTILINE)
+    on_the_map = sorted(folder + name for folder, text in rows for name in re.findall(r"`(\w+\.py)`", text))
+    modules = [str(path.relative_to(ROOT)) for path in ROOT.glob("utils/**/*.py") if path.name != "__init__.py"]
+    assert on_the_map == sorted(modules)
+    for name in re.findall(r"`([\w/]+/[\w.]+)`", page):
+        assert (ROOT / name).exists(), name

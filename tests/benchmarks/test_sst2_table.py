@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import sst2_table
+from utils.measuring.ladder import markdown_table
 
 PAGE = "before\n<!-- ladder -->\n<!-- /ladder -->\n<!-- accuracy -->\nold\n<!-- /accuracy -->\nafter\n"
 
@@ -61,3 +62,10 @@ def test_augmented_rows_are_compared_with_their_teacher_and_with_all(root, capsy
     assert f"target: {row}_accuracy_of_3_seeds measured 0.9367 needs 0.9149 ok" in shown
     assert f"target: {row}_as_good_as_their_teacher_of_3_seeds measured 0.9367 needs 0.93 ok" in shown
     assert f"target: {row}_as_good_as_mean_teacher_of_3_seeds measured 0.9367 needs 0.94 short" in shown
+
+
+def test_the_page_is_of_the_results_that_are_there():
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    rungs = json.loads((ROOT / "results/sst2/ladder.json").read_text())["rungs"]
+    for table in (markdown_table(rungs, baseline=True), sst2_table.markdown(sst2_table.read_scores())):
+        assert table in page

@@ -1,0 +1,59 @@
+"""The Makefile: what it refuses, before anything is installed or fetched."""
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+# In the place of python3: of another version, and venv is not installed but named.
+OTHER_PYTHON = """#!/bin/sh
+[ "$1" = -c ] || { echo "python3 $*" >&2; exit 3; }
+exec PYTHON -c "import sys; sys.version_info = (3, MINOR, 0); exec(sys.argv[1])" "$2"
+"""
+
+
+def make(folder, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """In a folder that holds no more than the Makefile and the requirements."""
+    for name in ("Makefile", "requirements.txt"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(ROOT / name)
+    variables = {"PATH": f"{folder}:/usr/local/bin:/usr/bin:/bin"} | environment
+    return subprocess.run(["make", *arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("minor", "fits"), [(10, False), (11, True), (14, True), (15, False)])
+def test_python_version(tmp_path, minor, fits):
+    python3 = tmp_path / "python3"
+    python3.write_text(OTHER_PYTHON.replace("PYTHON", shlex.quote(sys.executable)).replace("MINOR", str(minor)))
+    python3.chmod(0o755)
+    done = make(tmp_path, ".venv/installed")
+    assert done.returncode != 0
+    assert ("Python 3.11 to 3.14 is needed" in done.stderr) != fits
+    assert ("python3 -m venv .venv" in done.stderr) == fits
+
+
+@pytest.mark.parametrize("name", ["data/my tickets", "data/a:b", "data/100%", ""])
+def test_names_that_make_cannot_read(tmp_path, name):
+    if name:
+        (tmp_path / name).mkdir(parents=True)
+    done = make(tmp_path, "-n", "ladder", f"DATA={name}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"DATA={name}: give one folder, without spaces, colons and % signs in its name" in done.stderr
+
+
+def test_no_such_folder(tmp_path):
+    done = make(tmp_path, "-n", "ladder", "DATA=data/tickets")
+    assert (done.returncode, done.stdout) == (2, "") and "DATA=data/tickets: there is no such folder" in done.stderr
+
+
+def test_columns_are_not_the_terminals(tmp_path):
+    """Which some shells export under the same name."""
+    (tmp_path / "data/tickets").mkdir(parents=True)
+    (tmp_path / "data/tickets/train.csv").touch()
+    lines = make(tmp_path, "-n", "ladder", "DATA=data/tickets", COLUMNS="80").stdout.splitlines()
+    (command,) = [line for line in lines if "preprocess.py" in line]
+    assert command.rstrip().endswith("--bert_model_name_or_path=embeddings/all-MiniLM-L6-v2")
+    lines = make(tmp_path, "-n", "ladder", "DATA=data/tickets", "COLUMNS=--label_column=queue").stdout.splitlines()
+    assert [line.split()[1] for line in lines if "--label_column=queue" in line] == ["preprocess.py", "report.py"]
