@@ -28,12 +28,13 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 from utils.arguments import add_checkpoint_options, add_data_options, add_device_option, positive_int, script_parser
 from utils.data.tables import batches_by_length, collate, lengths, load_data, row_labels
 from utils.measuring.engines import Engine, graph_size, onnx_engine, open_pytorch
-from utils.measuring.instances import allowed_cores, serve
+from utils.measuring.instances import serve
 from utils.measuring.timing import WARMUP_BATCHES, latency_summary, timed
 from utils.models.checkpoint import check_labels, load_hub_config, load_tokenizer
 from utils.models.config import Config, load_config
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
+from utils.system.cpus import usable_cpus
 from utils.system.devices import choose_device
 from utils.system.errors import UserError
 from utils.system.files import check_output_file, write_json
@@ -65,13 +66,12 @@ def parse_args() -> argparse.Namespace:
     group = add_device_option(parser)
     group.add_argument(
         "--num_threads", type=positive_int,
-        help="CPU threads of the model, of each instance (default: all cores' share)",
+        help="CPU threads of the model, of each instance (default: its share of the CPUs that this process may use)",
     )  # fmt: skip
     group.add_argument("--num_instances", type=positive_int, default=1, help="processes that share the rows")
     args = parser.parse_args()
     if args.num_threads is None:
-        cores = os.cpu_count() if args.num_instances == 1 else len(allowed_cores())
-        args.num_threads = max(1, cores // args.num_instances)
+        args.num_threads = max(1, usable_cpus() // args.num_instances)
     return args
 
 

@@ -23,6 +23,7 @@ from utils.arguments import positive_int, script_parser
 from utils.data.tokenization import Text
 from utils.runtime import Prediction, Predictor
 from utils.system.cli import run_script
+from utils.system.cpus import usable_cpus
 from utils.system.errors import UserError
 
 
@@ -34,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     group = parser.add_argument_group("output")
     group.add_argument("--format", choices=["tsv", "jsonl"], default="tsv", help="form of the output lines")
     group = parser.add_argument_group("speed")
-    group.add_argument("--num_threads", type=positive_int, default=os.cpu_count(), help="CPU threads of the model")
+    group.add_argument("--num_threads", type=positive_int, default=usable_cpus(), help="CPU threads of the model")
     group.add_argument("--batch_size", type=positive_int, default=1, help="lines read and answered at a time")
     return parser.parse_args()
 

@@ -56,6 +56,7 @@ from utils.models.classifier import load_model
 from utils.models.config import Config, load_config
 from utils.runtime import GRAPH, UNPADDED_GRAPH
 from utils.system.cli import run_script
+from utils.system.cpus import usable_cpus
 from utils.system.errors import UserError
 from utils.system.files import atomic_file, check_output_folder, write_json
 from utils.system.machine import describe_machine
@@ -78,7 +79,7 @@ def parse_args() -> argparse.Namespace:
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", required=True, help="folder for ladder.json, .md, .png and .svg")
     group = parser.add_argument_group("hardware")
-    group.add_argument("--num_threads", type=positive_int, default=os.cpu_count(), help="CPU threads of each rung")
+    group.add_argument("--num_threads", type=positive_int, default=usable_cpus(), help="CPU threads of each rung")
     group.add_argument(
         "--usd_per_hour", type=positive_float, default=0.085,
         help="price of the machine, US dollars an hour; the default is that of a cloud's 2 virtual CPUs",

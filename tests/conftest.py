@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import os
 import random
 import signal
 import sys
@@ -14,9 +13,11 @@ from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
+import utils.system.cpus
+
 # Tiny models gain nothing from a second thread, and make test runs two processes, whose threads would wait for another.
 torch.set_num_threads(1)
-os.cpu_count = lambda: 1
+utils.system.cpus.usable_cpus = lambda: 1
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ["negative", "positive"]

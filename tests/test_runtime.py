@@ -150,6 +150,13 @@ def test_truncates_at_n_ctx(bert):
     assert predictor.predict(cut[:-5] + " bad") != predictor.predict(cut)
 
 
+def test_threads_of_the_model(bert, monkeypatch):
+    monkeypatch.setattr("utils.runtime.usable_cpus", lambda: 6)
+    for num_threads, expected in ((None, 6), (2, 2)):
+        options = Predictor(bert.folder, num_threads).session.get_session_options()
+        assert options.intra_op_num_threads == expected
+
+
 def test_threads_share_one_predictor(reference):
     predictor = Predictor(reference.folder, num_threads=1)
     texts = random_texts(400)

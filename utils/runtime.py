@@ -5,7 +5,6 @@ Needs requirements-runtime.txt alone: torch and transformers are never imported 
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from utils.data.tokenization import Text, TokenRow, prepare_tokenizer, tokenize
+from utils.system.cpus import usable_cpus
 from utils.system.errors import UserError, first_line
 
 GRAPH, UNPADDED_GRAPH, TOKENIZER = "model.onnx", "model.unpadded.onnx", "tokenizer.json"
@@ -48,7 +48,7 @@ class Predictor:
         """Check and open the folder.
 
         Args:
-            num_threads: CPU threads of the model; all cores where None.
+            num_threads: CPU threads of the model; where None, as many as this process may use CPUs.
 
         Raises:
             UserError: a file is missing, damaged or of another model, or num_threads is below 1.
@@ -61,7 +61,7 @@ class Predictor:
             _check_file(folder / name, sha256)
         self._tokenizers = prepare_tokenizer(_read_tokenizer(folder / TOKENIZER))
         graph = folder / (UNPADDED_GRAPH if UNPADDED_GRAPH in hashes else GRAPH)
-        self.session = load_session(graph, num_threads or os.cpu_count() or 1)
+        self.session = load_session(graph, num_threads or usable_cpus())
         inputs = [node.name for node in self.session.get_inputs()]
         self._takes_mask, self._takes_types = "attention_mask" in inputs, "token_type_ids" in inputs
         num_logits = self.session.get_outputs()[0].shape[-1]

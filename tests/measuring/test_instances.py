@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from utils.measuring import instances
 from utils.measuring.engines import onnx_engine
+from utils.system.cpus import allowed_cores
 from utils.system.errors import UserError
 
 IDENTICAL = ["accuracy", "num_correct", "num_examples", "confusion_matrix"]
@@ -21,7 +22,7 @@ IDENTICAL = ["accuracy", "num_correct", "num_examples", "confusion_matrix"]
 @pytest.fixture
 def two_cores(monkeypatch):
     """Two instances run on a machine with one core as well, taking turns on it."""
-    cores = instances.allowed_cores()
+    cores = allowed_cores()
     monkeypatch.setattr(instances, "allowed_cores", lambda: [cores[0], cores[-1]])
 
 
@@ -82,7 +83,7 @@ def test_torch_int8_rounds_without_warnings(trained, recwarn):
 
 
 def test_too_many_instances(trained):
-    count = len(instances.allowed_cores()) + 1
+    count = len(allowed_cores()) + 1
     for options in ([], ["--num_threads=1"]):
         code, stderr = trained.evaluate(f"--num_instances={count}", *options)
         assert code == 2 and f"--num_instances={count}" in stderr and "Traceback" not in stderr

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from utils.measuring.engines import Engine, onnx_engine
 from utils.models.families import takes_token_types
+from utils.system.cpus import usable_cpus
 from utils.system.errors import UserError, first_line
 
 # Smaller weights stay in the graph; larger ones begin at a page of their own, so that they can be mapped into memory.
@@ -22,8 +23,8 @@ SHARED_BYTES, PAGE = 1024, 4096
 
 
 def open_graph(graph: onnx.ModelProto, num_labels: int) -> Engine:
-    """A graph as an engine, with as many threads as the machine has cores."""
-    return onnx_engine(graph.SerializeToString(), os.cpu_count() or 1, num_labels)
+    """A graph as an engine, with as many threads as this process may use CPUs."""
+    return onnx_engine(graph.SerializeToString(), usable_cpus(), num_labels)
 
 
 def export_plain(model: PreTrainedModel) -> onnx.ModelProto:

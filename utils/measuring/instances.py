@@ -13,17 +13,11 @@ from multiprocessing.connection import Connection, wait
 
 import numpy as np
 
+from utils.system.cpus import allowed_cores
 from utils.system.errors import UserError
 from utils.system.signals import ctrl_c_ignored
 
 ENDED_SECONDS = 5  # what a process that has closed its connection is given to end by itself
-
-
-def allowed_cores() -> list[int]:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def serve(
