@@ -18,7 +18,7 @@ from conftest import ROOT, WORDS, make_encoder, make_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from utils.export.fused import build_graph
-from utils.runtime import Predictor
+from utils.runtime import Predictor, load_session
 from utils.system.errors import UserError
 
 LABELS = ["bad", "así así", "good"]
@@ -223,6 +223,43 @@ def test_damaged_files(copy, name, spoil):
         path.write_bytes(content[: len(content) // 2 if spoil == "truncated" else 0])
     with pytest.raises(UserError, match=f"{name} .*: write it again with quantize.py$"):
         Predictor(copy, 1)
+
+
+LAYOUTS = ["in one folder", "a folder each", "only the weights"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_that_are_links_into_a_store(bert, copy, tmp_path, layout):
+    """By their content's hash, as DVC, git-annex and the Hugging Face hub keep them."""
+    for path in list(copy.iterdir()):
+        if layout != "only the weights" or path.name == "model.weights":
+            digest = hashlib.md5(path.read_bytes()).hexdigest()
+            stored = tmp_path / "store" / (digest[:2] if layout != "in one folder" else "") / digest[2:]
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(stored)
+            path.symlink_to(os.path.relpath(stored, copy))
+    predictor = Predictor(copy, 1)
+    for text in TEXTS[:4]:
+        expect(predictor.predict(text), bert.probabilities(text))
+
+
+@pytest.mark.parametrize("name", [*FILES["bert"], "config.json"])
+def test_files_that_were_not_fetched(copy, name):
+    path = copy / name
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")
+    with pytest.raises(UserError, match=f"{name} is a Git-LFS pointer.*git lfs pull"):
+        Predictor(copy, 1)
+    path.unlink()
+    path.symlink_to("../annex/objects/MD5-1")
+    with pytest.raises(UserError, match=f"{name} is a link to ../annex/objects/MD5-1, .*git annex get"):
+        Predictor(copy, 1)
+
+
+@pytest.mark.parametrize("name", ["model.unpadded.onnx", "model.weights"])
+def test_a_graph_without_its_folder_that_was_not_fetched(copy, name):
+    (copy / name).write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match=f"{name} is a Git-LFS pointer"):
+        load_session(copy / "model.unpadded.onnx", 1)
 
 
 def test_tokenizer_of_another_model(copy):

@@ -16,8 +16,9 @@ from tokenizers import Tokenizer
 from utils.data.tokenization import Text, TokenRow, prepare_tokenizer, tokenize
 from utils.system.cpus import usable_cpus
 from utils.system.errors import UserError, first_line
+from utils.system.placeholders import check_fetched
 
-GRAPH, UNPADDED_GRAPH, TOKENIZER = "model.onnx", "model.unpadded.onnx", "tokenizer.json"
+GRAPH, UNPADDED_GRAPH, WEIGHTS, TOKENIZER = "model.onnx", "model.unpadded.onnx", "model.weights", "tokenizer.json"
 AGAIN = "write it again with quantize.py"
 NOT_ONE = "name a folder that quantize.py --output_dir wrote"
 # `predict_batch` holds the tokens of this many batches at once, however many texts there are.
@@ -148,16 +149,24 @@ def load_session(graph: str | Path | bytes, num_threads: int) -> onnxruntime.Inf
         UserError: the file is missing or damaged, or is not a graph that onnxruntime can run.
     """
     name = "the graph" if isinstance(graph, bytes) else str(graph)
-    if not isinstance(graph, bytes) and not Path(graph).is_file():
-        raise UserError(f"{name} is not a file: write the graph with quantize.py, or check the path")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    source, weights = graph, []
+    if not isinstance(graph, bytes):
+        check_fetched(Path(graph))
+        if not Path(graph).is_file():
+            raise UserError(f"{name} is not a file: write the graph with quantize.py, or check the path")
+        weights = _linked_weights(Path(graph))
+        source = Path(graph).read_bytes() if weights else name
     try:
-        source = graph if isinstance(graph, bytes) else name
+        for file, content in weights:
+            options.add_external_initializers_from_files_in_memory([file], [content], [len(content)])
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises whatever the bytes provoke
+        if not isinstance(graph, bytes):
+            check_fetched(Path(graph).parent / WEIGHTS)
         raise UserError(
             f"{name} is not a usable ONNX graph ({first_line(error)}): write it again with quantize.py"
         ) from error
@@ -173,8 +182,21 @@ def run_session(session: onnxruntime.InferenceSession, batch: dict[str, np.ndarr
     return session.run(["logits"], {node.name: batch[node.name] for node in session.get_inputs()})[0]
 
 
+def _linked_weights(graph: Path) -> list[tuple[str, bytes]]:
+    """Name and content of a graph's weights where they are a link to another folder than the graph; else nothing.
+
+    ONNX Runtime refuses weights that are not in the graph's own folder, links followed, as they are in the stores of
+    DVC, git-annex and the Hugging Face hub: it gets them as memory instead.
+    """
+    weights = graph.parent / WEIGHTS
+    if weights.is_file() and weights.resolve().parent != graph.resolve().parent:
+        return [(WEIGHTS, weights.read_bytes())]
+    return []
+
+
 def _read_config(path: Path) -> tuple[list[str], int, dict[str, str]]:
     """The labels in the order of their ids, n_ctx, and every other file's name and SHA-256."""
+    check_fetched(path)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -184,9 +206,9 @@ def _read_config(path: Path) -> tuple[list[str], int, dict[str, str]]:
     if not isinstance(config, dict) or "fastformers" not in config:
         raise UserError(f"{path} does not belong to a model folder: {NOT_ONE}")
     names = config.get("id2label")
-    found = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else []
-    labels = [label for label in found if isinstance(label, str)]
-    if not found or len(set(labels)) < len(found):
+    listed = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else []
+    labels = [label for label in listed if isinstance(label, str)]
+    if not listed or len(set(labels)) < len(listed):
         raise UserError(f"{path}: id2label must name every id from 0 on, each differently: {AGAIN}")
     own = config["fastformers"] if isinstance(config["fastformers"], dict) else {}
     n_ctx, hashes = own.get("n_ctx"), own.get("files")
@@ -204,12 +226,13 @@ def _read_config(path: Path) -> tuple[list[str], int, dict[str, str]]:
 
 def _check_file(path: Path, sha256: str) -> None:
     # Before anything parses it: damaged weights or another model's tokenizer would give wrong labels without an error.
+    check_fetched(path)
     try:
         with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): {AGAIN}") from error
-    if found != sha256:
+    if actual != sha256:
         raise UserError(f"{path} is damaged or of another model: {AGAIN}")
 
 

@@ -1,4 +1,4 @@
-"""Threads are as many as the process may use CPUs: by its affinity, and by the quota of its cgroup, of both versions."""
+"""Threads are as many as the process may use CPUs: by its affinity, and by the quota of its cgroup, v1 and v2."""
 
 import importlib
 import os
@@ -35,7 +35,7 @@ def v1(folder: str, quota: str, period: str = "100000") -> dict[str, str]:
         # That of another process.
         ("0::/a\n", SECOND, {"sys/fs/cgroup/b/cpu.max": "10 10\n", "sys/fs/cgroup/a/cpu.max": "70 10\n"}, 7),
         ("4:memory:/a\n3:cpu,cpuacct:/a\n", FIRST, v1(f"{CPU}/a", "-1") | v1(CPU, "300000"), 3),
-        ("3:cpu,cpuacct:/a/b\n0::/\n", FIRST + HYBRID, v1(f"{CPU}/a", "25000", "50000") | v1(f"{CPU}/a/b", "80"), 0.0008),
+        ("3:cpu,cpuacct:/a/b\n0::/\n", FIRST + HYBRID, v1(f"{CPU}/a", "25000", "50000") | v1(f"{CPU}/a/b", "8"), 8e-5),
         ("3:cpu:/docker/ab12\n", DOCKER, v1("sys/fs/cgroup/cpu", "200000"), 2),
         ("3:cpu:/docker/ab12/own\n", DOCKER, v1("sys/fs/cgroup/cpu/own", "100000") | v1("sys/fs/cgroup/cpu", "-1"), 1),
         ("4:memory:/a\n", FIRST, v1(CPU, "100000"), float("inf")),
@@ -69,7 +69,8 @@ def test_the_smaller_of_affinity_and_quota(quota, count):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pins a process to a core, as taskset does")
 def test_one_core():
     core = allowed_cores()[-1]
-    assert in_a_process("import utils.system.cpus as c; print(c.usable_cpus(), c.allowed_cores())", core) == f"1 [{core}]"
+    code = "import utils.system.cpus as c; print(c.usable_cpus(), c.allowed_cores())"
+    assert in_a_process(code, core) == f"1 [{core}]"
 
 
 ONE_MODEL = ["--config=c", "--data_dir=d", "--bert_output_dir=b"]

@@ -9,11 +9,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from utils.export.plain import save_graphs
 from utils.models.checkpoint import labels_of
-from utils.runtime import TOKENIZER
+from utils.runtime import TOKENIZER, WEIGHTS
 from utils.system.errors import UserError
 from utils.system.files import atomic_folder, check_output_folder, write_json
-
-WEIGHTS = "model.weights"
 
 CARD = """---
 library_name: onnx
