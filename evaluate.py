@@ -18,7 +18,6 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import utils.system.environment  # isort: skip  # noqa: F401
 
@@ -27,7 +26,7 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 
 from utils.arguments import add_checkpoint_options, add_data_options, add_device_option, positive_int, script_parser
 from utils.data.tables import batches_by_length, collate, lengths, load_data, row_labels
-from utils.measuring.engines import Engine, graph_size, onnx_engine, open_pytorch
+from utils.measuring.engines import Engine, checkpoint_bytes, graph_size, onnx_engine, open_pytorch
 from utils.measuring.instances import serve
 from utils.measuring.timing import WARMUP_BATCHES, latency_summary, timed
 from utils.models.checkpoint import check_labels, load_hub_config, load_tokenizer
@@ -132,7 +131,7 @@ def model_bytes(args: argparse.Namespace) -> int:
     """Size of the model's weights on disk."""
     if args.onnx_path:
         return graph_size(args.onnx_path)[1]
-    return os.path.getsize(args.model_path or Path(args.bert_output_dir) / "model.safetensors")
+    return os.path.getsize(args.model_path) if args.model_path else checkpoint_bytes(args.bert_output_dir)
 
 
 def log_result(result: dict) -> None:

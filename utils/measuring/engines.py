@@ -6,6 +6,7 @@ the memory without.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -80,10 +81,11 @@ def onnx_engine(graph: str | Path | bytes, num_threads: int, num_labels: int) ->
     """
     session = load_session(graph, num_threads)
     name = "the graph" if isinstance(graph, bytes) else graph
-    found = session.get_outputs()[0].shape[-1]
-    if found != num_labels:
+    num_logits = session.get_outputs()[0].shape[-1]
+    if num_logits != num_labels:
         raise UserError(
-            f"{name} gives {found} logits but the data set has {num_labels} labels: write it again with quantize.py"
+            f"{name} gives {num_logits} logits but the data set has {num_labels} labels: "
+            "write it again with quantize.py"
         )
     if "attention_mask" in [node.name for node in session.get_inputs()]:
         return lambda batch: run_session(session, batch)
@@ -104,6 +106,18 @@ def graph_size(graph: str | Path) -> tuple[int, int]:
     import onnx
 
     weights = onnx.load(graph, load_external_data=False).graph.initializer
-    kept_in = {entry.value for weight in weights for entry in weight.external_data if entry.key == "location"}
-    files = [Path(graph), *(Path(graph).parent / name for name in kept_in)]
+    locations = {entry.value for weight in weights for entry in weight.external_data if entry.key == "location"}
+    files = [Path(graph), *(Path(graph).parent / name for name in locations)]
     return sum(int(np.prod(weight.dims)) for weight in weights), sum(file.stat().st_size for file in files)
+
+
+def checkpoint_bytes(folder: str | Path) -> int:
+    """The bytes of a checkpoint folder's weights: of the file, or of all shards, that transformers loads."""
+    folder = Path(folder)
+    for weights in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / weights).is_file():
+            return (folder / weights).stat().st_size
+        if (folder / f"{weights}.index.json").is_file():
+            shards = json.loads((folder / f"{weights}.index.json").read_text(encoding="utf-8"))["weight_map"].values()
+            return sum((folder / shard).stat().st_size for shard in set(shards))
+    return sum(path.stat().st_size for kind in ("safetensors", "bin") for path in folder.glob(f"*.{kind}"))

@@ -1,5 +1,6 @@
 """Accuracy against latency, a point for every rung of a ladder."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
+from utils.measuring.ladder import MeasuredRung
 from utils.system.files import atomic_file
 
 matplotlib.rcParams["svg.hashsalt"] = "ladder"  # the same picture is the same file
@@ -18,28 +20,26 @@ matplotlib.rcParams["svg.hashsalt"] = "ladder"  # the same picture is the same f
 OFFSETS = [(side, 14 * step * way) for step in range(1, 8) for side in (0, 14, -14) for way in (1, -1)]
 
 
-def ladder_figure(rungs: list[dict]) -> Figure:
+def ladder_figure(rungs: Sequence[MeasuredRung]) -> Figure:
     """The rungs of a ladder that have an accuracy: milliseconds a row on a log axis, better to the upper left.
 
     On a white ground, so that it can be read on a light and a dark page.
     """
     figure = Figure(figsize=(9, 6), facecolor="white")
     axes = figure.add_subplot()
-    drawn = [rung for rung in rungs if rung["accuracy"] is not None]
-    steps = [rung for rung in drawn if rung["step"]]
-    axes.plot([r["ms_a_row"] for r in steps], [100 * r["accuracy"] for r in steps], color="#9aa5b1", zorder=1)
-    for kind, color in ((True, "#0b63b0"), (False, "#b3541e")):
-        points = [rung for rung in drawn if rung["step"] is kind]
-        axes.scatter(
-            [r["ms_a_row"] for r in points], [100 * r["accuracy"] for r in points], color=color, s=45, zorder=2
-        )
+    scored = [rung for rung in rungs if rung.accuracy is not None]
+    points = [(rung.name, rung.ms_a_row, 100 * (rung.accuracy or 0)) for rung in scored]
+    line = [(x, y) for (_, x, y), rung in zip(points, scored, strict=True) if rung.step]
+    others = [(x, y) for (_, x, y), rung in zip(points, scored, strict=True) if not rung.step]
+    axes.plot([x for x, _ in line], [y for _, y in line], color="#9aa5b1", zorder=1)
+    for positions, color in ((line, "#0b63b0"), (others, "#b3541e")):
+        axes.scatter([x for x, _ in positions], [y for _, y in positions], color=color, s=45, zorder=2)
     axes.set_xscale("log")
     axes.set_xlabel("milliseconds a row of the test set, log scale")
     axes.set_ylabel("accuracy on the test set, %")
     axes.grid(alpha=0.3, which="both")
     axes.margins(x=0.25, y=0.25)
-    line = [(rung["ms_a_row"], 100 * rung["accuracy"]) for rung in steps]
-    place_labels(figure, axes, [(rung["name"], rung["ms_a_row"], 100 * rung["accuracy"]) for rung in drawn], line)
+    place_labels(figure, axes, points, line)
     return figure
 
 

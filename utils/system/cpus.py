@@ -53,10 +53,10 @@ def _cgroup_folders(root: Path) -> Iterator[Path]:
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
     except (OSError, ValueError):  # not Linux
         return
-    paths = {}  # controller -> the process's cgroup; that of version 2 has no controller
+    paths: dict[str, str] = {}  # controller -> the process's cgroup; that of version 2 has no controller
     for membership in memberships:
-        _, controllers, path = membership.split(":", 2)
-        paths |= dict.fromkeys(controllers.split(","), path)
+        _, controllers, own = membership.split(":", 2)
+        paths |= dict.fromkeys(controllers.split(","), own)
     for mount in mounts:
         fields, _, kind = mount.partition(" - ")
         mounted, point = fields.split()[3:5]
