@@ -6,8 +6,8 @@
 Writes a fused graph for BERT, RoBERTa, DistilBERT and ELECTRA, and torch.onnx's for any other encoder. Its logits are
 compared with PyTorch's on rows of all lengths, alone and in padded batches: where they differ by more than 0.0001
 nothing is written. Then every int8 recipe is measured on valid.txt, row by row: latency on this machine, and accuracy.
-The fastest whose accuracy is at most --max_accuracy_drop below that of fp32 is written. Of those within 10 % of its
-latency, which is noise, the smallest file counts, and of those within 10 % of its size how close the logits are to
+The fastest whose accuracy is at most --max_accuracy_drop below that of fp32 is written. Of those within 5 % of its
+latency, which is noise, the smallest file counts, and of those within 5 % of its size how close the logits are to
 fp32's. Where none is accurate enough, fp32 is written.
 
 --output_dir takes all that prediction needs, see predict.py. --quantized_onnx_path and --onnx_path write the chosen and
@@ -22,6 +22,7 @@ import argparse
 import logging
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import utils.system.environment  # isort: skip  # noqa: F401
 
@@ -37,12 +38,12 @@ from utils.arguments import (
     nonnegative_float,
     script_parser,
 )
-from utils.data.tables import Data, collate, lengths, load_data, row_labels
+from utils.data.tables import Data, collate, evenly_spaced, load_data, row_labels
 from utils.export.fused import build_graph
-from utils.export.int8 import CANDIDATES, WEIGHT_BITS, calibrate, compare_logits, detect_cpu, quantize_int8
+from utils.export.int8 import CANDIDATES, WEIGHT_BITS, calibrate, detect_cpu, quantize_int8
 from utils.export.model_dir import check_model_dir, write_model_dir
-from utils.export.plain import export_plain, open_graph, quantize_plain, to_fp16
-from utils.measuring.engines import pytorch_engine
+from utils.export.plain import Graphs, export_plain, open_graph, quantize_plain, to_fp16
+from utils.export.verify import comparison_batches, largest_difference, pytorch_logits
 from utils.measuring.timing import aligned_table, single_rows, timed_in_turns
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import fingerprint, load_model
@@ -51,6 +52,7 @@ from utils.models.families import FAMILIES
 from utils.runtime import GRAPH, UNPADDED_GRAPH
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
+from utils.system.cpus import usable_cpus
 from utils.system.errors import UserError
 from utils.system.files import atomic_file, check_output_file
 from utils.system.journal import Cached, unfinished_path
@@ -58,12 +60,17 @@ from utils.system.machine import describe_machine
 
 logger = logging.getLogger(__name__)
 
-COMPARED_ROWS, CALIBRATION_ROWS = 128, 256
-PADDED_BATCH = 8
-MAX_FP32_DIFFERENCE = 1e-4
+CALIBRATION_ROWS = 256
 EQUAL = 1.05  # times the fastest's latency, or the smallest's size
 
-Graphs = dict[str, onnx.ModelProto]  # GRAPH and, where fused, UNPADDED_GRAPH
+
+class VersionResult(NamedTuple):
+    """What was measured of one version of the model."""
+
+    accuracy: float  # on valid
+    p50: float  # milliseconds of one row
+    drift: float  # mean distance from fp32's logits
+    megabytes: float
 
 
 def parse_args() -> argparse.Namespace:
@@ -116,7 +123,11 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def export(model: PreTrainedModel) -> Graphs:
-    """The model's fp32 graphs."""
+    """The model's fp32 graphs: `GRAPH` and, where fused, `UNPADDED_GRAPH`.
+
+    Raises:
+        UserError: as `build_graph` and `export_plain`.
+    """
     if model.config.model_type in FAMILIES:
         return {GRAPH: build_graph(model), UNPADDED_GRAPH: build_graph(model, masked=False)}
     logger.warning(
@@ -132,7 +143,7 @@ def int8_candidates(graphs: Graphs, data: Data, pad_token_id: int, bits: int, ca
     if UNPADDED_GRAPH not in graphs:
         return {"dynamic, per channel": {GRAPH: quantize_plain(graphs[GRAPH], bits)}}
     train = data.splits["train"]
-    rows = np.unique(np.linspace(0, len(train) - 1, min(CALIBRATION_ROWS, len(train))).astype(int))
+    rows = evenly_spaced(CALIBRATION_ROWS, len(train))
 
     def measured_ranges() -> dict:
         bar = progress_bar(rows, desc="calibrate", unit="row")
@@ -145,91 +156,48 @@ def int8_candidates(graphs: Graphs, data: Data, pad_token_id: int, bits: int, ca
     }
 
 
-def comparison_batches(data: Data, pad_token_id: int) -> list[dict[str, np.ndarray]]:
-    """Rows of evenly spread lengths from valid, topped up from train: each alone, then all in padded batches."""
-    singles, padded = [], []
-    missing = COMPARED_ROWS
-    for split in (data.splits["valid"], data.splits["train"]):
-        by_length = np.argsort(lengths(split), kind="stable")
-        rows = by_length[np.unique(np.linspace(0, len(by_length) - 1, min(missing, len(by_length))).astype(int))]
-        missing -= len(rows)
-        singles += [collate(split, rows[i : i + 1], pad_token_id) for i in range(len(rows))]
-        # Strided, so that short and long rows share a batch.
-        step = -(-len(rows) // PADDED_BATCH)
-        padded += [collate(split, rows[i::step], pad_token_id) for i in range(step)]
-    return singles + padded
-
-
-def largest_difference(graphs: Graphs, batches: list[dict], expected: list[np.ndarray], num_labels: int) -> float:
-    """The largest difference of any logit of any graph from PyTorch's; NaN where either has one."""
-    single = [i for i, batch in enumerate(batches) if len(batch["input_ids"]) == 1]
-    differences = []
-    for file, graph in graphs.items():
-        rows = single if file == UNPADDED_GRAPH else range(len(batches))
-        engine = open_graph(graph, num_labels)
-        differences.append(compare_logits(engine, [expected[i] for i in rows], [batches[i] for i in rows]))
-    return float(np.max(differences))
-
-
-def pytorch_logits(model: PreTrainedModel, fp32: Graphs, batches: list[dict], num_labels: int) -> list[np.ndarray]:
-    """PyTorch's logits of each batch, which the fp32 graphs' are compared with.
-
-    Raises:
-        UserError: they differ.
-    """
-    run_model = pytorch_engine(model)
-    expected = [run_model(batch) for batch in progress_bar(batches, desc="PyTorch", unit="batch")]
-    difference = largest_difference(fp32, batches, expected, num_labels)
-    # Not `>`: a NaN must fail too.
-    if not difference <= MAX_FP32_DIFFERENCE:
-        raise UserError(
-            f"the fp32 graph's logits differ from PyTorch's by {difference:.2g}, more than {MAX_FP32_DIFFERENCE}, so "
-            "nothing was written: check that the folder of --bert_output_dir holds finite weights"
-        )
-    logger.info("[fp32] : largest logit difference from PyTorch %.2g", difference)
-    return expected
-
-
-def measure_versions(versions: dict[str, Graphs], data: Data, pad_token_id: int, cached: Cached) -> dict[str, dict]:
-    """Every version's accuracy on valid.txt, latency on this machine and mean distance from the first one's logits."""
+def measure_versions(
+    versions: dict[str, Graphs], data: Data, pad_token_id: int, cached: Cached
+) -> dict[str, VersionResult]:
+    """Run every version, on this machine, over valid, one row at a time; the first one is fp32."""
     valid = data.splits["valid"]
     engines = [open_graph(graphs.get(UNPADDED_GRAPH, graphs[GRAPH]), len(data.labels)) for graphs in versions.values()]
     inputs = [single_rows(valid, pad_token_id)] * len(engines)
     logits, milliseconds = timed_in_turns(engines, inputs, len(valid), cached=cached)
     return {
-        name: {
-            "accuracy": float((scores.argmax(-1) == row_labels(valid)).mean()),
-            "p50": float(np.median(np.concatenate(latencies))),
-            "drift": float(np.abs(scores - logits[0]).mean()),
-            "megabytes": graphs[GRAPH].ByteSize() / 1e6,
-        }
+        name: VersionResult(
+            accuracy=float((scores.argmax(-1) == row_labels(valid)).mean()),
+            p50=float(np.median(np.concatenate(latencies))),
+            drift=float(np.abs(scores - logits[0]).mean()),
+            megabytes=graphs[GRAPH].ByteSize() / 1e6,
+        )
         for (name, graphs), scores, latencies in zip(versions.items(), logits, milliseconds, strict=True)
     }
 
 
-def choose(results: dict[str, dict], max_accuracy_drop: float) -> str:
+def choose(results: dict[str, VersionResult], max_accuracy_drop: float) -> str:
     """The name of the version to write; "fp32", the first, is always accurate enough."""
-    enough = results["fp32"]["accuracy"] - max_accuracy_drop
-    good = {name: found for name, found in results.items() if found["accuracy"] >= enough}
-    fastest = min(found["p50"] for found in good.values())
-    fast = {name: found for name, found in good.items() if found["p50"] <= EQUAL * fastest}
-    smallest = min(found["megabytes"] for found in fast.values())
-    small = [name for name, found in fast.items() if found["megabytes"] <= EQUAL * smallest]
-    return min(small, key=lambda name: fast[name]["drift"])
+    enough = results["fp32"].accuracy - max_accuracy_drop
+    accurate = {name: result for name, result in results.items() if result.accuracy >= enough}
+    fastest = min(result.p50 for result in accurate.values())
+    fast = {name: result for name, result in accurate.items() if result.p50 <= EQUAL * fastest}
+    smallest = min(result.megabytes for result in fast.values())
+    small = [name for name, result in fast.items() if result.megabytes <= EQUAL * smallest]
+    return min(small, key=lambda name: fast[name].drift)
 
 
-def table(results: dict[str, dict], chosen: str) -> str:
+def table(results: dict[str, VersionResult], chosen: str) -> str:
     """The versions as aligned text."""
     rows = [
         [
             name,
-            f"{found['accuracy']:.4f}",
-            f"{found['drift']:.4f}",
-            f"{found['p50']:.3f}",
-            f"{found['megabytes']:.1f}",
+            f"{result.accuracy:.4f}",
+            f"{result.drift:.4f}",
+            f"{result.p50:.3f}",
+            f"{result.megabytes:.1f}",
             "*" * (name == chosen),
         ]
-        for name, found in results.items()
+        for name, result in results.items()
     ]
     return aligned_table(["version", "accuracy", "logit drift", "p50 ms", "MB", "chosen"], rows)
 
@@ -246,14 +214,14 @@ def main() -> None:
     output = args.output_dir or args.quantized_onnx_path or args.onnx_path
     machine = describe_machine()
     contents = {"--data_dir": data.fingerprint, "--bert_output_dir": fingerprint(model), "--model_path": ""}
-    # Latencies of two machines, or of two versions of onnxruntime, are not to be mixed.
-    measured_on = {name: machine[name] for name in ("cpu", "cores", "onnxruntime")}
+    # Latencies of two machines, numbers of threads, or versions of onnxruntime are not to be mixed.
+    measured_on = {name: machine[name] for name in ("cpu", "cores", "onnxruntime")} | {"threads": usable_cpus()}
     cached = begin_journal(args, output, contents | measured_on)
 
     fp32 = export(model)
     batches = comparison_batches(data, pad_token_id)
-    kept = cached("pytorch", partial(pytorch_logits, model, fp32, batches, num_labels))
-    expected = [np.array(logits, dtype=np.float32) for logits in kept]
+    logits = cached("pytorch", partial(pytorch_logits, model, fp32, batches, num_labels))
+    expected = [np.array(rows, dtype=np.float32) for rows in logits]
     versions = {"fp32": fp32}
     if args.quantized_onnx_path or (args.output_dir and not args.fp32 and not args.fp16):
         bits = WEIGHT_BITS[detect_cpu() if args.target_cpu == "auto" else args.target_cpu]
@@ -279,8 +247,8 @@ def main() -> None:
             with atomic_file(path) as temporary:
                 onnx.save(graph, temporary)
     if args.output_dir:
-        made = {"n_ctx": config.n_ctx, "version": kind, "machine": machine}
-        write_model_dir(args.output_dir, versions[kind], tokenizer, model.config, made, shown)
+        origin = {"n_ctx": config.n_ctx, "version": kind, "machine": machine}
+        write_model_dir(args.output_dir, versions[kind], tokenizer, model.config, origin, shown)
     unfinished_path(output).unlink()
 
 

@@ -11,7 +11,7 @@ import torch
 from conftest import fails, make_encoder, make_tokenizer, snapshot
 from safetensors.torch import load_file, save_file
 
-from quantize import choose
+from quantize import VersionResult, choose
 from utils.export.int8 import CANDIDATES
 from utils.measuring import timing
 from utils.models.classifier import load_model
@@ -19,20 +19,25 @@ from utils.models.config import load_config
 from utils.runtime import Predictor
 
 
-def found(accuracy: float, p50: float, drift: float = 0.0, megabytes: float = 1.0) -> dict:
-    return {"accuracy": accuracy, "p50": p50, "drift": drift, "megabytes": megabytes}
+def result(accuracy: float, p50: float, drift: float = 0.0, megabytes: float = 1.0) -> VersionResult:
+    return VersionResult(accuracy, p50, drift, megabytes)
 
 
 def test_choice():
-    results = {"fp32": found(0.90, 4.0), "a": found(0.89, 1.0), "b": found(0.896, 2.0), "c": found(0.896, 3.0)}
+    results = {"fp32": result(0.90, 4.0), "a": result(0.89, 1.0), "b": result(0.896, 2.0), "c": result(0.896, 3.0)}
     assert choose(results, 0.005) == "b"
     assert choose(results, 0.02) == "a"
     assert choose(results, 0.0) == "fp32"
     # Within 5 % of the fastest, the closest to fp32.
-    close = {"fp32": found(0.9, 4.0), "a": found(0.9, 1.0, 0.2), "b": found(0.9, 1.04, 0.1), "c": found(0.9, 1.06, 0.0)}
+    close = {
+        "fp32": result(0.9, 4.0),
+        "a": result(0.9, 1.0, 0.2),
+        "b": result(0.9, 1.04, 0.1),
+        "c": result(0.9, 1.06, 0.0),
+    }
     assert choose(close, 0.005) == "b"
     # But not at three times the size.
-    close["b"]["megabytes"] = 3.0
+    close["b"] = close["b"]._replace(megabytes=3.0)
     assert choose(close, 0.005) == "a"
 
 
@@ -153,7 +158,7 @@ def test_a_stopped_measurement_goes_on(trained, measurements, monkeypatch, numbe
     fails(trained.quantize(out, "--max_accuracy_drop=1", source="teacher"), "--max_accuracy_drop is 1.0 but 0.005")
     measurements.calls = 0
     monkeypatch.setattr("quantize.calibrate", None)
-    monkeypatch.setattr("quantize.pytorch_engine", None)
+    monkeypatch.setattr("utils.export.verify.pytorch_engine", None)
     code, stderr = trained.quantize(out, "--resume=always", source="teacher")
     assert code == 0 and "4 parts are done" in stderr
     assert measurements.calls == 2 * versions  # of 4

@@ -9,8 +9,9 @@ from onnx import numpy_helper
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from utils.export.fused import WORDS, build_graph
-from utils.export.int8 import CANDIDATES, FFN_OUTPUT, Recipe, calibrate, compare_logits, quantize_int8
+from utils.export.int8 import CANDIDATES, FFN_OUTPUT, Recipe, calibrate, quantize_int8
 from utils.export.plain import export_plain, quantize_plain, save_graphs, to_fp16
+from utils.export.verify import compare_logits
 from utils.measuring.engines import pytorch_engine
 from utils.models.families import FAMILIES
 from utils.pruning.narrow import narrow_layer

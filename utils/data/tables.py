@@ -204,6 +204,14 @@ def collate(
     return batch
 
 
+def evenly_spaced(count: int, size: int) -> np.ndarray:
+    """Up to `count` different indices from 0 to `size` - 1, the first and the last among them, int [indices].
+
+    Of rows sorted by length they are rows of all lengths.
+    """
+    return np.unique(np.linspace(0, size - 1, min(count, size)).astype(int))
+
+
 def batches_by_length(row_lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Row indices in batches of rows of nearly equal length, longest first: for evaluation."""
     order = np.argsort(-row_lengths, kind="stable")

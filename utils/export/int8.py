@@ -1,4 +1,4 @@
-"""int8 versions of a fused graph, and the comparison of a graph's logits with PyTorch's.
+"""int8 versions of a fused graph.
 
 Weights are rounded once, symmetrically; activations as they come (dynamic) or with ranges measured beforehand on real
 rows (static). The quantized graph is written directly instead of with onnxruntime.quantization, whose quantized
@@ -6,7 +6,7 @@ attention operator is slower than a quantized projection followed by fp32 attent
 fast and accurate enough depends on the model and the machine: `CANDIDATES` lists those that quantize.py measures.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from utils.export.fused import MICROSOFT, WORDS
-from utils.measuring.engines import Engine
 
 # Bits of a weight. Without VNNI, AVX2 sums pairs of products of an 8-bit activation and an 8-bit weight in 16 bits,
 # which saturates; with one bit less it cannot.
@@ -97,23 +96,10 @@ def quantize_int8(
         ranges: of `calibrate`, for a static recipe.
     """
     graph = model.graph
-    writer = _Writer({tensor.name: tensor for tensor in graph.initializer}, recipe, bits, ranges or {})
-    biases = {node.input[0]: node for node in graph.node if node.op_type == "Add" and node.input[1] in writer.weights}
-    kept_fp32 = ALWAYS_FP32 + recipe.fp32_parts
+    writer = _Writer(graph, recipe, bits, ranges or {})
     for node in graph.node:
-        if node.op_type == "MatMul" and not node.name.endswith(kept_fp32):
-            addition = biases[node.output[0]]
-            writer.matmul(node.input[0], node.input[1], addition.input[1], addition.output[0])
-        elif node.op_type == "Add" and node.output[0] in writer.written:
-            pass  # its bias went into the product
-        elif node.op_type == "Attention":
-            writer.attention(node)
-        elif node.op_type == "Gather" and node.input[0] == WORDS and recipe.int8_embeddings:
-            writer.embedding(node)
-        elif node.op_type == "Gelu" and recipe.tanh_gelu:
-            writer.nodes.append(helper.make_node("FastGelu", node.input, node.output, name=node.name, domain=MICROSOFT))
-        else:
-            writer.nodes.append(node)
+        rewrite = OPERATORS.get(node.op_type, _Writer.copy)
+        rewrite(writer, node)
     result = helper.make_graph(writer.nodes, graph.name, graph.input, graph.output, list(writer.weights.values()))
     return helper.make_model(
         result, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name=model.producer_name
@@ -121,13 +107,19 @@ def quantize_int8(
 
 
 class _Writer:
-    """The int8 graph's nodes and weights written so far."""
+    """The int8 graph's nodes and weights written so far. Methods that take a node write what takes its place."""
 
-    def __init__(self, weights: dict[str, TensorProto], recipe: Recipe, bits: int, ranges: dict) -> None:
-        self.weights, self.recipe, self.bits, self.ranges = weights, recipe, bits, ranges
+    def __init__(self, graph: onnx.GraphProto, recipe: Recipe, bits: int, ranges: dict) -> None:
+        self.recipe, self.bits, self.ranges = recipe, bits, ranges
+        self.weights: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
+        additions = [node for node in graph.node if node.op_type == "Add" and node.input[1] in self.weights]
+        self.biases = {node.input[0]: node for node in additions}  # by the product that they are added to
         self.nodes: list[onnx.NodeProto] = []
         self.written: set[str] = set()
         self.rounded: dict[str, list[str]] = {}
+
+    def copy(self, node: onnx.NodeProto) -> None:
+        self.nodes.append(node)
 
     def constant(self, array: np.ndarray, name: str) -> str:
         self.weights[name] = numpy_helper.from_array(array, name)
@@ -140,7 +132,25 @@ class _Writer:
         scale = scale[0] if self.recipe.per_channel else scale.reshape(())
         return [self.constant(values, f"{name}.int8"), self.constant(scale, f"{name}.scale")]
 
-    def matmul(self, x: str, weight: str, bias: str, output: str) -> None:
+    def matmul(self, node: onnx.NodeProto) -> None:
+        """An int8 product, with the bias that is added to it."""
+        if node.name.endswith(ALWAYS_FP32 + self.recipe.fp32_parts):
+            return self.copy(node)
+        addition = self.biases[node.output[0]]
+        self.product(node.input[0], node.input[1], addition.input[1], addition.output[0])
+
+    def add(self, node: onnx.NodeProto) -> None:
+        """Nothing, where the bias went into an int8 product."""
+        if node.output[0] not in self.written:
+            self.copy(node)
+
+    def gelu(self, node: onnx.NodeProto) -> None:
+        """Its approximation, where the recipe says so."""
+        if not self.recipe.tanh_gelu:
+            return self.copy(node)
+        self.nodes.append(helper.make_node("FastGelu", node.input, node.output, name=node.name, domain=MICROSOFT))
+
+    def product(self, x: str, weight: str, bias: str, output: str) -> None:
         """An int8 matrix product that takes and gives fp32: x times `weight`, plus `bias`."""
         values, scale = self.weight(weight)
         if self.recipe.static:
@@ -178,7 +188,7 @@ class _Writer:
             inputs, operator = [rounded, values, bias, x_scale, scale, *(mask or [""]), x_zero], "QAttention"
         else:
             projected = [f"{node.name}.{part}" for part in ("query", "key", "value")]
-            self.matmul(x, weight, bias, f"{node.name}.projected")
+            self.product(x, weight, bias, f"{node.name}.projected")
             split = helper.make_node(
                 "Split", [f"{node.name}.projected"], projected, name=f"{node.name}.split", axis=2
             )  # fmt: skip
@@ -191,6 +201,8 @@ class _Writer:
     def embedding(self, node: onnx.NodeProto) -> None:
         """Look up int8 rows and their scales: a quarter of the file, for the price of one multiplication."""
         table, ids = node.input
+        if table != WORDS or not self.recipe.int8_embeddings:
+            return self.copy(node)
         values, scale = _rounded(numpy_helper.to_array(self.weights.pop(table)), axis=-1, bits=8)
         values_name, scale_name = self.constant(values, f"{table}.int8"), self.constant(scale, f"{table}.scale")
         rows, floats, scales = (f"{node.name}.{part}" for part in ("rows", "float", "scale"))
@@ -202,20 +214,19 @@ class _Writer:
         ]
 
 
+# What rewrites a node, by its operator; every other node is copied.
+OPERATORS: dict[str, Callable[[_Writer, onnx.NodeProto], None]] = {
+    "MatMul": _Writer.matmul,
+    "Add": _Writer.add,
+    "Attention": _Writer.attention,
+    "Gather": _Writer.embedding,
+    "Gelu": _Writer.gelu,
+}
+
+
 def _rounded(array: np.ndarray, axis: int | None, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Round to signed `bits`-bit integers with a scale a row or column: int8, and float32 with `axis` reduced to 1."""
     limit = 2 ** (bits - 1) - 1
     scale = np.abs(array).max(axis=axis, keepdims=True) / limit
     scale[scale == 0] = 1
     return np.rint(array / scale).astype(np.int8), scale.astype(np.float32)
-
-
-def compare_logits(run: Engine, expected: list[np.ndarray], batches: list[dict[str, np.ndarray]]) -> float:
-    """The largest absolute difference between a graph's logits and PyTorch's over `batches`; NaN where either has one.
-
-    Args:
-        run: the graph.
-        expected: PyTorch's logits [rows, labels] of each batch.
-        batches: of `utils.data.tables.collate`; single rows or padded.
-    """
-    return float(np.max([np.abs(run(batch) - logits).max() for batch, logits in zip(batches, expected, strict=True)]))

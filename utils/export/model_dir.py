@@ -4,10 +4,9 @@ import hashlib
 import json
 from pathlib import Path
 
-import onnx
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from utils.export.plain import save_graphs
+from utils.export.plain import Graphs, save_graphs
 from utils.models.checkpoint import labels_of
 from utils.runtime import TOKENIZER, WEIGHTS
 from utils.system.errors import UserError
@@ -56,17 +55,17 @@ def check_model_dir(path: str | Path, flag: str) -> None:
 
 def write_model_dir(
     path: str | Path,
-    graphs: dict[str, onnx.ModelProto],
+    graphs: Graphs,
     tokenizer: PreTrainedTokenizerFast,
     hub_config: PretrainedConfig,
-    made: dict,
+    origin: dict,
     table: str,
 ) -> None:
     """Write the folder whole, replacing an older one.
 
     Args:
         graphs: `GRAPH` and, where rows without padding have a graph of their own, `UNPADDED_GRAPH`.
-        made: how it was made: `n_ctx`, `version`, `machine`; goes into config.json.
+        origin: how it was made: `n_ctx`, `version`, `machine`; goes into config.json.
         table: the versions that were measured; goes into README.md.
     """
     with atomic_folder(path) as folder:
@@ -77,13 +76,13 @@ def write_model_dir(
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
         config.pop("auto_map", None)  # of a pruned checkpoint's PyTorch code, which is not needed here
-        config["fastformers"] = made | {"files": hashes}
+        config["fastformers"] = origin | {"files": hashes}
         write_json(folder / "config.json", config)
         labels = labels_of(hub_config)
         card = CARD.format(
             labels=", ".join(labels), num_labels=len(labels), family=hub_config.model_type,
-            n_ctx=made["n_ctx"], version=made["version"], table=table,
-            machine=", ".join(f"{key} {value}" for key, value in made["machine"].items()),
+            n_ctx=origin["n_ctx"], version=origin["version"], table=table,
+            machine=", ".join(f"{key} {value}" for key, value in origin["machine"].items()),
         )  # fmt: skip
         (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -22,6 +22,9 @@ from utils.system.errors import UserError, first_line
 SHARED_BYTES, PAGE = 1024, 4096
 
 
+Graphs = dict[str, onnx.ModelProto]  # by their file's name
+
+
 def open_graph(graph: onnx.ModelProto, num_labels: int) -> Engine:
     """A graph as an engine, with as many threads as this process may use CPUs."""
     return onnx_engine(graph.SerializeToString(), usable_cpus(), num_labels)
@@ -97,11 +100,10 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     return convert_float_to_float16(copy, keep_io_types=True)
 
 
-def save_graphs(graphs: dict[str, onnx.ModelProto], folder: str | Path, weights_file: str) -> None:
+def save_graphs(graphs: Graphs, folder: str | Path, weights_file: str) -> None:
     """Write graphs whose weights of the same name are the same to `folder`: each to its file, the weights all to one.
 
     Args:
-        graphs: file name -> graph.
         weights_file: name of the file of weights that the graphs refer to.
     """
     places: dict[str, tuple[int, int]] = {}

@@ -1,0 +1,81 @@
+"""The comparison of a graph's logits with PyTorch's, on rows of all lengths, alone and in padded batches."""
+
+import logging
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from utils.data.tables import Data, collate, evenly_spaced, lengths
+from utils.export.plain import Graphs, open_graph
+from utils.measuring.engines import Engine, pytorch_engine
+from utils.runtime import UNPADDED_GRAPH
+from utils.system.bars import progress_bar
+from utils.system.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+COMPARED_ROWS = 128
+PADDED_BATCH = 8  # rows
+MAX_FP32_DIFFERENCE = 1e-4
+
+
+def comparison_batches(data: Data, pad_token_id: int) -> list[dict[str, np.ndarray]]:
+    """Rows of evenly spread lengths from valid, topped up from train: each alone, then all in padded batches."""
+    singles, padded = [], []
+    missing = COMPARED_ROWS
+    for split in (data.splits["valid"], data.splits["train"]):
+        by_length = np.argsort(lengths(split), kind="stable")
+        rows = by_length[evenly_spaced(missing, len(by_length))]
+        missing -= len(rows)
+        singles += [collate(split, rows[i : i + 1], pad_token_id) for i in range(len(rows))]
+        # Strided, so that short and long rows share a batch.
+        step = -(-len(rows) // PADDED_BATCH)
+        padded += [collate(split, rows[i::step], pad_token_id) for i in range(step)]
+    return singles + padded
+
+
+def pytorch_logits(model: PreTrainedModel, fp32: Graphs, batches: list[dict], num_labels: int) -> list[np.ndarray]:
+    """PyTorch's logits [rows, labels] of each batch, once the fp32 graphs' are found to be the same.
+
+    Raises:
+        UserError: they differ by more than `MAX_FP32_DIFFERENCE`.
+    """
+    run_model = pytorch_engine(model)
+    expected = [run_model(batch) for batch in progress_bar(batches, desc="PyTorch", unit="batch")]
+    difference = largest_difference(fp32, batches, expected, num_labels)
+    # Not `>`: a NaN must fail too.
+    if not difference <= MAX_FP32_DIFFERENCE:
+        raise UserError(
+            f"the fp32 graph's logits differ from PyTorch's by {difference:.2g}, more than {MAX_FP32_DIFFERENCE}, so "
+            "nothing was written: check that the folder of --bert_output_dir holds finite weights"
+        )
+    logger.info("[fp32] : largest logit difference from PyTorch %.2g", difference)
+    return expected
+
+
+def largest_difference(graphs: Graphs, batches: list[dict], expected: list[np.ndarray], num_labels: int) -> float:
+    """The largest difference of any logit of any graph from PyTorch's; NaN where either has one.
+
+    Args:
+        graphs: the one of rows without padding is compared on single rows only.
+        batches: of `comparison_batches`.
+        expected: PyTorch's logits [rows, labels] of each batch.
+    """
+    single = [i for i, batch in enumerate(batches) if len(batch["input_ids"]) == 1]
+    differences = []
+    for file, graph in graphs.items():
+        rows = single if file == UNPADDED_GRAPH else range(len(batches))
+        engine = open_graph(graph, num_labels)
+        differences.append(compare_logits(engine, [expected[i] for i in rows], [batches[i] for i in rows]))
+    return float(np.max(differences))
+
+
+def compare_logits(run: Engine, expected: list[np.ndarray], batches: list[dict[str, np.ndarray]]) -> float:
+    """The largest absolute difference between an engine's logits and PyTorch's; NaN where either has one.
+
+    Args:
+        run: the graph.
+        expected: PyTorch's logits [rows, labels] of each batch.
+        batches: of `utils.data.tables.collate`; single rows or padded.
+    """
+    return float(np.max([np.abs(run(batch) - logits).max() for batch, logits in zip(batches, expected, strict=True)]))
