@@ -59,14 +59,16 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--split", choices=["test", "valid"], default="test", help="rows to measure on")
     group.add_argument("--batch_size", type=positive_int, default=1, help="rows a batch")
     group.add_argument(
-        "--use_fixed_seq_length", action="store_true",
+        "--use_fixed_seq_length",
+        action="store_true",
         help="pad every row to n_ctx; without it, to the longest row of its batch",
-    )  # fmt: skip
+    )
     group = add_device_option(parser)
     group.add_argument(
-        "--num_threads", type=positive_int,
+        "--num_threads",
+        type=positive_int,
         help="CPU threads of the model, of each instance (default: its share of the CPUs that this process may use)",
-    )  # fmt: skip
+    )
     group.add_argument("--num_instances", type=positive_int, default=1, help="processes that share the rows")
     args = parser.parse_args()
     if args.num_threads is None:

@@ -88,9 +88,11 @@ def parse_args() -> argparse.Namespace:
         help="accuracy on valid.txt that int8 may cost, of 1",
     )
     group.add_argument(
-        "--target_cpu", choices=["auto", *WEIGHT_BITS], default="auto",
+        "--target_cpu",
+        choices=["auto", *WEIGHT_BITS],
+        default="auto",
         help="CPU that will run the int8 graph; auto is this machine's",
-    )  # fmt: skip
+    )
     precision = group.add_mutually_exclusive_group()
     precision.add_argument(
         "--fp32", action="store_true", help="--output_dir takes the fp32 graph; without it, the chosen one"
@@ -133,8 +135,9 @@ def export(model: PreTrainedModel) -> Graphs:
     logger.warning(
         "[Export] : the family %r is not one of %s, so nothing is fused beyond what onnxruntime finds itself: every "
         "row is computed in every layer, and padding is masked even where there is none",
-        model.config.model_type, ", ".join(FAMILIES),
-    )  # fmt: skip
+        model.config.model_type,
+        ", ".join(FAMILIES),
+    )
     return {GRAPH: export_plain(model)}
 
 

@@ -57,18 +57,24 @@ def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
     group = add_data_options(parser)
     group.add_argument(
-        "--rung", nargs=3, action="append", required=True, metavar=("NAME", "ENGINE", "PATH"),
+        "--rung",
+        nargs=3,
+        action="append",
+        required=True,
+        metavar=("NAME", "ENGINE", "PATH"),
         help=f"one rung, from the slowest on; the first is a checkpoint folder; engines: {', '.join(OPENERS)}",
-    )  # fmt: skip
+    )
     add_column_options(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", required=True, help="folder for ladder.json, .md, .png and .svg")
     group = parser.add_argument_group("hardware")
     group.add_argument("--num_threads", type=positive_int, default=usable_cpus(), help="CPU threads of each rung")
     group.add_argument(
-        "--usd_per_hour", type=positive_float, default=0.085,
+        "--usd_per_hour",
+        type=positive_float,
+        default=0.085,
         help="price of the machine, US dollars an hour; the default is that of a cloud's 2 virtual CPUs",
-    )  # fmt: skip
+    )
     return parser.parse_args()
 
 
@@ -123,10 +129,15 @@ def main() -> None:
         assert isinstance(rung, Rung)
         rungs.append(
             measured_rung(
-                name, measurement, true,
-                engine=engine, step=rung.is_step, parameters=rung.parameters, model_bytes=rung.model_bytes,
+                name,
+                measurement,
+                true,
+                engine=engine,
+                step=rung.is_step,
+                parameters=rung.parameters,
+                model_bytes=rung.model_bytes,
             )
-        )  # fmt: skip
+        )
     if rungs:
         baseline = next((rung for rung in rungs if rung.engine == "bert_base"), None)
         ladder = compared(rungs, baseline, args.usd_per_hour)

@@ -31,7 +31,7 @@ from benchmarks.results import (
     target_line,
     targets,
     throughput_results,
-)  # fmt: skip
+)
 from utils.arguments import add_data_options, positive_int, script_parser
 from utils.system.cli import run_script
 from utils.system.errors import UserError
@@ -111,8 +111,9 @@ def measure_throughput(workers: list[Worker]) -> dict:
             worker.send("throughput", batch_size=size, part=i, parts=len(workers))
         measured = [worker.receive() for worker in workers]
         num_rows = sum(each["num_rows"] for each in measured)
-        rates[str(size)] = {path: num_rows / max(each[f"{path}_seconds"] for each in measured)
-                            for path in ("text", "graph")}  # fmt: skip
+        rates[str(size)] = {
+            path: num_rows / max(each[f"{path}_seconds"] for each in measured) for path in ("text", "graph")
+        }
     return rates
 
 
@@ -156,45 +157,47 @@ def measure_all(setup: Setup, args: argparse.Namespace) -> dict[str, list]:
         ("memory", measure_memory, 1),
         ("million", measure_million, int(args.million)),
     ]
-    found: dict[str, list] = {}
+    results: dict[str, list] = {}
     for name, measure, count in plan:
-        found[name] = []
+        results[name] = []
         for number in range(count):
             value = read_partial(setup, name, number)
             if value is None:
                 value = measure(setup, number)
                 write_partial(setup, name, number, value)
-            found[name].append(value)
+            results[name].append(value)
     # Measured by an earlier run, it still belongs to the result.
     if not args.million and (value := read_partial(setup, "million", 0)):
-        found["million"] = [value]
-    return found
+        results["million"] = [value]
+    return results
 
 
-def summarise(setup: Setup, found: dict[str, list], checkpoint: str) -> dict:
+def summarise(setup: Setup, measurements: dict[str, list], checkpoint: str) -> dict:
     """The result file's content, without the machine."""
     engines = {}
     for engine, model in setup.models.items():
         engines[engine] = {
-            **latency_results([measured["latencies"][engine] for measured in found["latency"]]),
-            "throughput": throughput_results([measured["throughput"][engine] for measured in found["throughput"]]),
-            "accuracy": found["memory"][0][engine]["right"] / found["memory"][0][engine]["num_rows"],
-            "num_correct": found["memory"][0][engine]["right"],
+            **latency_results([measured["latencies"][engine] for measured in measurements["latency"]]),
+            "throughput": throughput_results(
+                [measured["throughput"][engine] for measured in measurements["throughput"]]
+            ),
+            "accuracy": measurements["memory"][0][engine]["right"] / measurements["memory"][0][engine]["num_rows"],
+            "num_correct": measurements["memory"][0][engine]["right"],
             "disk_mb": model.num_bytes / 1e6,
-            "peak_rss_mb": found["memory"][0][engine]["peak_rss_mb"],
-            "cold_start_s": statistics.median(seconds[engine] for seconds in found["cold"]),
-            "versions": found["latency"][0]["versions"][engine],
+            "peak_rss_mb": measurements["memory"][0][engine]["peak_rss_mb"],
+            "cold_start_s": statistics.median(seconds[engine] for seconds in measurements["cold"]),
+            "versions": measurements["latency"][0]["versions"][engine],
         }
     layers = layer_shapes(checkpoint)
     macs, all_macs = (
         np.array([count_macs(layers, setup.num_labels, length) for length in lengths])
         for lengths in (setup.lengths, setup.all_lengths)
     )
-    ours = [measured["latencies"][OURS] for measured in found["latency"]]
+    ours = [measured["latencies"][OURS] for measured in measurements["latency"]]
     gemm = gemm_results(
-        [measured["gemm"] for measured in found["throughput"]], engines[OURS]["throughput"], ours, macs, all_macs
+        [measured["gemm"] for measured in measurements["throughput"]], engines[OURS]["throughput"], ours, macs, all_macs
     )
-    million = million_results(found["million"][0]) if found["million"] else None
+    million = million_results(measurements["million"][0]) if measurements["million"] else None
     return {
         "engines": engines,
         "gemm": gemm,
@@ -210,9 +213,13 @@ def main() -> None:
     machine = describe_machine() | {"num_threads": args.num_threads, "load_at_start": os.getloadavg()[0]}
     result = summarise(setup, measure_all(setup, args), args.bert_output_dir)
     settings = {
-        "checkpoint": args.bert_output_dir, "data_dir": args.data_dir, "num_rows": setup.num_rows,
-        "num_processes": args.num_processes, "batch_sizes": BATCH_SIZES, "seed": args.seed,
-    }  # fmt: skip
+        "checkpoint": args.bert_output_dir,
+        "data_dir": args.data_dir,
+        "num_rows": setup.num_rows,
+        "num_processes": args.num_processes,
+        "batch_sizes": BATCH_SIZES,
+        "seed": args.seed,
+    }
     path = ROOT / "results" / f"inference-{args.name}.json"
     path.parent.mkdir(exist_ok=True)
     write_json(path, {"machine": machine, "settings": settings} | result)

@@ -36,9 +36,7 @@ def make_openvino(checkpoint: str, calibration: str, fp32: Path, int8: Path) -> 
     OVModelForSequenceClassification.from_pretrained(checkpoint, export=True, compile=False).save_pretrained(fp32)
     rows = [pad([row]) for row in read_rows(calibration)]
     model = openvino.Core().read_model(fp32 / "openvino_model.xml")
-    quantized = nncf.quantize(
-        model, nncf.Dataset(rows), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows)
-    )  # fmt: skip
+    quantized = nncf.quantize(model, nncf.Dataset(rows), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows))
     openvino.save_model(quantized, int8 / "openvino_model.xml")
 
 

@@ -69,21 +69,32 @@ class Worker:
     def __init__(self, setup: Setup, engine: str, cpu: int | None = None, mode: str = "serve"):
         model = setup.models.get(engine, Model(Path(), sys.executable, 0))
         settings = {
-            "mode": mode, "engine": engine, "path": str(model.path), "n_ctx": setup.n_ctx,
-            "rows": str(setup.rows), "all_rows": str(setup.all_rows),
-            "num_threads": setup.num_threads if cpu is None else 1, "cpus": setup.cpus if cpu is None else [cpu],
-            "text": setup.text, "num_predictions": setup.num_predictions,
-        }  # fmt: skip
+            "mode": mode,
+            "engine": engine,
+            "path": str(model.path),
+            "n_ctx": setup.n_ctx,
+            "rows": str(setup.rows),
+            "all_rows": str(setup.all_rows),
+            "num_threads": setup.num_threads if cpu is None else 1,
+            "cpus": setup.cpus if cpu is None else [cpu],
+            "text": setup.text,
+            "num_predictions": setup.num_predictions,
+        }
         # The libraries' defaults, whatever this process was started with; and compiled modules may be kept.
-        unwanted = ("PYTHONDONTWRITEBYTECODE", "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS")
-        environment = {name: value for name, value in os.environ.items() if name not in unwanted}
+        left_out = ("PYTHONDONTWRITEBYTECODE", "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS")
+        environment = {name: value for name, value in os.environ.items() if name not in left_out}
         self.log_path = setup.work_dir / f"{engine}.log"
         self.log = open(self.log_path, "w", encoding="utf-8")
         self.engine = engine
         self.process = subprocess.Popen(
-            [model.python, "-m", "benchmarks.worker", json.dumps(settings)], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment | {"HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
+            [model.python, "-m", "benchmarks.worker", json.dumps(settings)],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=environment | {"HF_HUB_OFFLINE": "1"},
+        )
         assert self.process.stdin and self.process.stdout
         self.input, self.output = self.process.stdin, self.process.stdout
         if mode == "serve":
@@ -161,13 +172,20 @@ def prepare(args: argparse.Namespace) -> Setup:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (args.work_dir / f"{name}.jsonl").write_text(text, encoding="utf-8")
     return Setup(
-        work_dir=args.work_dir.resolve(), partial=(args.work_dir / f"partial-{kind}").resolve(),
-        rows=(args.work_dir / f"test-{kind}.jsonl").resolve(), all_rows=(args.work_dir / "test.jsonl").resolve(),
-        lengths=[len(row["input_ids"]) for row in test], all_lengths=[len(row["input_ids"]) for row in every],
-        num_labels=len(label_ids), text=test[0]["text"], n_ctx=n_ctx,
-        num_threads=args.num_threads, cpus=sorted(os.sched_getaffinity(0))[: args.num_threads], seed=args.seed,
+        work_dir=args.work_dir.resolve(),
+        partial=(args.work_dir / f"partial-{kind}").resolve(),
+        rows=(args.work_dir / f"test-{kind}.jsonl").resolve(),
+        all_rows=(args.work_dir / "test.jsonl").resolve(),
+        lengths=[len(row["input_ids"]) for row in test],
+        all_lengths=[len(row["input_ids"]) for row in every],
+        num_labels=len(label_ids),
+        text=test[0]["text"],
+        n_ctx=n_ctx,
+        num_threads=args.num_threads,
+        cpus=sorted(os.sched_getaffinity(0))[: args.num_threads],
+        seed=args.seed,
         num_predictions=20_000 if args.quick else NUM_PREDICTIONS,
-    )  # fmt: skip
+    )
 
 
 def tokenized_rows(path: Path, tokenizer: Tokenizer, label_ids: dict[str, int]) -> list[dict]:
@@ -181,11 +199,16 @@ def tokenized_rows(path: Path, tokenizer: Tokenizer, label_ids: dict[str, int]) 
         if len(texts) != 1 or label not in label_ids:
             raise UserError(f"{path}: row {len(rows) + 1} is a pair, or {label!r} is not a label of the checkpoint")
         encoded = tokenizer.encode(texts[0])
-        rows.append({
-            "text": texts[0], "label": label, "label_id": label_ids[label],
-            "pad_token_id": tokenizer.token_to_id("[PAD]"),
-            "input_ids": encoded.ids, "token_type_ids": encoded.type_ids,
-        })  # fmt: skip
+        rows.append(
+            {
+                "text": texts[0],
+                "label": label,
+                "label_id": label_ids[label],
+                "pad_token_id": tokenizer.token_to_id("[PAD]"),
+                "input_ids": encoded.ids,
+                "token_type_ids": encoded.type_ids,
+            }
+        )
     return rows
 
 
@@ -222,10 +245,14 @@ def peer_command(start: list, engines: Iterable[str], folder: Path) -> list:
 def our_command(args: argparse.Namespace, folder: Path, precision: str) -> list:
     """The call of quantize.py that writes our model folder."""
     return [
-        sys.executable, "quantize.py", f"--config={os.path.abspath(args.config)}",
-        f"--data_dir={os.path.abspath(args.data_dir)}", f"--bert_output_dir={os.path.abspath(args.bert_output_dir)}",
-        f"--output_dir={folder}", *(["--fp32"] if precision == "fp32" else []),
-    ]  # fmt: skip
+        sys.executable,
+        "quantize.py",
+        f"--config={os.path.abspath(args.config)}",
+        f"--data_dir={os.path.abspath(args.data_dir)}",
+        f"--bert_output_dir={os.path.abspath(args.bert_output_dir)}",
+        f"--output_dir={folder}",
+        *(["--fp32"] if precision == "fp32" else []),
+    ]
 
 
 def make_once(folder: Path, command: Callable[[Path], list]) -> None:
@@ -243,10 +270,10 @@ def make_once(folder: Path, command: Callable[[Path], list]) -> None:
     log = folder.with_name(f"{folder.name}-make.log")
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     with open(log, "w", encoding="utf-8") as file:
-        done = subprocess.run(
+        process = subprocess.run(
             [str(part) for part in command(new)], cwd=ROOT, stdout=file, stderr=file, env=environment
-        )  # fmt: skip
-    if done.returncode or not new.exists():
+        )
+    if process.returncode or not new.exists():
         raise UserError(f"{folder} could not be made: see {log}")
     os.replace(new, folder)
 
@@ -256,12 +283,15 @@ def keep_partials(setup: Setup, fresh: bool) -> None:
     sources = sorted(path for pattern in SOURCES for path in ROOT.glob(pattern))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in [*sources, setup.rows])).hexdigest()
     settings = {
-        "sources_and_rows": digest, "num_threads": setup.num_threads, "cpus": setup.cpus, "seed": setup.seed,
+        "sources_and_rows": digest,
+        "num_threads": setup.num_threads,
+        "cpus": setup.cpus,
+        "seed": setup.seed,
         "models": {
             engine: [str(model.path), model.python, model.num_bytes, model.path.stat().st_mtime]
             for engine, model in setup.models.items()
         },
-    }  # fmt: skip
+    }
     folder = setup.partial
     path = folder / "settings.json"
     if folder.exists() and (fresh or json.loads(path.read_text(encoding="utf-8")) != settings):

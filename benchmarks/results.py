@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.backends import BACKENDS
+from utils.measuring.timing import aligned_table
 
 OURS = "ours_int8"
 PEERS = [engine for engine in BACKENDS if not engine.startswith("ours")]
@@ -22,8 +23,8 @@ def layer_shapes(checkpoint: str | Path) -> list[tuple[int, int, int]]:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     shapes = {}
     for name, tensor in header.items():
-        if found := re.search(r"layer\.(\d+)\.(attention\.self\.query|intermediate\.dense)\.weight$", name):
-            shapes[int(found[1]), found[2]] = tensor["shape"]
+        if match := re.search(r"layer\.(\d+)\.(attention\.self\.query|intermediate\.dense)\.weight$", name):
+            shapes[int(match[1]), match[2]] = tensor["shape"]
     layers = []
     for i in sorted({i for i, _ in shapes}):
         width, hidden = shapes[i, "attention.self.query"]
@@ -47,10 +48,10 @@ def count_macs(layers: list[tuple[int, int, int]], num_labels: int, length: int)
 
 def latency_results(rounds: list[dict]) -> dict:
     """One engine's latencies, from what each of its processes measured: {path: [rows]} in milliseconds, and counts."""
-    found = {}
+    results = {}
     for path in PATHS:
         pooled = np.concatenate([measured[path] for measured in rounds])
-        found[path] = {
+        results[path] = {
             "mean_ms": float(pooled.mean()),
             "p50_ms": float(np.percentile(pooled, 50)),
             "p99_ms": float(np.percentile(pooled, 99)),
@@ -58,8 +59,8 @@ def latency_results(rounds: list[dict]) -> dict:
         }
     # The three paths must agree, or a path measures something else.
     counts = ("right_graph", "right", "right_by_hand")
-    found["num_correct_by_path"] = {path: rounds[0][name] for path, name in zip(PATHS, counts, strict=True)}
-    return found
+    results["num_correct_by_path"] = {path: rounds[0][name] for path, name in zip(PATHS, counts, strict=True)}
+    return results
 
 
 def throughput_results(rounds: list[dict]) -> dict:
@@ -117,32 +118,43 @@ def million_results(measured: dict) -> dict:
 def table(engines: dict[str, dict]) -> str:
     """All engines as aligned text."""
     header = [
-        "engine", "accuracy", "graph p50", "p99", "text p50", "p99", "processes", "by hand p50", "examples/s", "at",
-        "graph/s", "at", "MB", "RSS MB", "cold s",
-    ]  # fmt: skip
+        "engine",
+        "accuracy",
+        "graph p50",
+        "p99",
+        "text p50",
+        "p99",
+        "processes",
+        "by hand p50",
+        "examples/s",
+        "at",
+        "graph/s",
+        "at",
+        "MB",
+        "RSS MB",
+        "cold s",
+    ]
     rows = []
     for name, engine in engines.items():
         spread = engine["text"]["p50_ms_of_processes"]
         best = engine["throughput"]
-        rows.append([
-            name,
-            f"{engine['accuracy']:.4f}",
-            *(f"{engine[path][key]:.2f}" for path in ("graph", "text") for key in ("p50_ms", "p99_ms")),
-            f"{min(spread):.2f}-{max(spread):.2f}",
-            f"{engine['by_hand']['p50_ms']:.2f}",
-            f"{best['text']['per_s']:.0f}",
-            best["text"]["at"],
-            f"{best['graph']['per_s']:.0f}",
-            best["graph"]["at"],
-            f"{engine['disk_mb']:.1f}",
-            f"{engine['peak_rss_mb']:.0f}",
-            f"{engine['cold_start_s']:.2f}",
-        ])  # fmt: skip
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = []
-    for first, *cells in [header, ["-" * width for width in widths], *rows]:
-        lines.append("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]))
-    return "\n".join(lines)
+        rows.append(
+            [
+                name,
+                f"{engine['accuracy']:.4f}",
+                *(f"{engine[path][key]:.2f}" for path in ("graph", "text") for key in ("p50_ms", "p99_ms")),
+                f"{min(spread):.2f}-{max(spread):.2f}",
+                f"{engine['by_hand']['p50_ms']:.2f}",
+                f"{best['text']['per_s']:.0f}",
+                best["text"]["at"],
+                f"{best['graph']['per_s']:.0f}",
+                best["graph"]["at"],
+                f"{engine['disk_mb']:.1f}",
+                f"{engine['peak_rss_mb']:.0f}",
+                f"{engine['cold_start_s']:.2f}",
+            ]
+        )
+    return aligned_table(header, rows)
 
 
 def targets(engines: dict[str, dict], gemm: dict, million: dict | None) -> list[dict]:
@@ -166,15 +178,15 @@ def targets(engines: dict[str, dict], gemm: dict, million: dict | None) -> list[
         ("peak_rss_mb", ours["peak_rss_mb"], 120),
         ("million_rss_growth_mb", million["rss_growth_mb"] if million else None, 2),
     ]
-    found = []
+    results = []
     for name, value, needed in measured:
         at_most = name.endswith("_mb")
         met = value is not None and (value <= needed if at_most else value >= needed)
         # More than the whole peak means that the peak was measured on a busy machine.
         if name == "gemm_peak_fraction" and value > 1:
             met = False
-        found.append({"target": name, "measured": value, "needs": needed, "at_most": at_most, "met": met})
-    return found
+        results.append({"target": name, "measured": value, "needs": needed, "at_most": at_most, "met": met})
+    return results
 
 
 def target_line(target: dict) -> str:

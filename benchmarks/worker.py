@@ -16,8 +16,13 @@ WARMUP_ROWS = 10
 RSS_FIRST, RSS_EVERY = 10_000, 100_000
 LIBRARIES = ("torch", "transformers", "onnxruntime", "optimum", "optimum-onnx", "optimum-intel", "openvino", "nncf")
 GEMM_SHAPES = (
-    (128, 384, 1536), (256, 384, 1536), (1024, 384, 1536), (256, 1536, 384), (1024, 1536, 384), (2048, 2048, 2048)
-)  # fmt: skip
+    (128, 384, 1536),
+    (256, 384, 1536),
+    (1024, 384, 1536),
+    (256, 1536, 384),
+    (1024, 1536, 384),
+    (2048, 2048, 2048),
+)
 GEMM_SECONDS = 0.2
 GEMM_REPEATS = 5
 
@@ -139,10 +144,10 @@ def million(settings: dict, answer) -> None:
     total = settings["num_predictions"]
     start = time.perf_counter()
     samples = []
-    for done in range(1, total + 1):
-        backend.text(texts[done % len(texts)])
-        if done == RSS_FIRST or done % RSS_EVERY == 0 or done == total:
-            samples.append({"predictions": done, "rss_mb": rss_mb("VmRSS")})
+    for count in range(1, total + 1):
+        backend.text(texts[count % len(texts)])
+        if count == RSS_FIRST or count % RSS_EVERY == 0 or count == total:
+            samples.append({"predictions": count, "rss_mb": rss_mb("VmRSS")})
             print(samples[-1], file=sys.stderr, flush=True)
     answer({"samples": samples, "seconds": time.perf_counter() - start})
 
@@ -205,13 +210,13 @@ def versions() -> dict[str, str]:
     """Versions of the libraries in this virtual environment."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    installed = {}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def main() -> None:

@@ -43,27 +43,30 @@ def make_tokenizer(cls: str = "[CLS]", sep: str = "[SEP]", pad: str = "[PAD]") -
 ALIKE = ("--device=cpu", "--precision=fp32")
 
 
-def make_encoder(folder: Path, family: str, tokenizer: PreTrainedTokenizerFast | None = None, **sizes: int) -> str:
-    """A random pretrained-like encoder without a classifier, in `folder`; returns the folder as a string."""
-    tokenizer = tokenizer or make_tokenizer()
-    keys = SIZES | sizes
+def make_model(family: str, kind=AutoModel, noise: float = 0.05, **sizes):
+    """A random model of a family, of 2 layers where `sizes` do not say otherwise, by BERT's names of the keys."""
+    keys = {"max_position_embeddings": 64} | SIZES | sizes
     if family == "distilbert":
         names = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
-        names["intermediate_size"] = "hidden_dim"
+        names |= {"intermediate_size": "hidden_dim", "hidden_act": "activation"}
         keys = {names.get(key, key): value for key, value in keys.items()}
     if family == "electra":
         keys["embedding_size"] = 16
     if family == "roberta":
         keys["type_vocab_size"] = 1
-    config = AutoConfig.for_model(
-        family, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **{"max_position_embeddings": 64} | keys
-    )
     torch.manual_seed(0)
-    model = AutoModel.from_config(config)
+    model = kind.from_config(AutoConfig.for_model(family, **keys))
     # The initializer leaves biases 0 and layer norms 1: wrong wiring could go unseen.
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter += noise * torch.randn_like(parameter)
+    return model.eval()
+
+
+def make_encoder(folder: Path, family: str, tokenizer: PreTrainedTokenizerFast | None = None, **sizes: int) -> str:
+    """A random pretrained-like encoder without a classifier, in `folder`; returns the folder as a string."""
+    tokenizer = tokenizer or make_tokenizer()
+    model = make_model(family, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -114,14 +117,16 @@ def model(made, request):
     return load_model(str(made[family] / "encoder"), "--flag", Config(family, 16), LABELS, new_head=True)
 
 
-def make_batch(rows: int = 6) -> dict:
-    """Random rows of 3 to 11 tokens, padded to 12."""
-    torch.manual_seed(1)
-    lengths = torch.randint(3, 12, (rows,))
-    mask = (torch.arange(12)[None] < lengths[:, None]).long()
-    ids = torch.randint(4, 24, (rows, 12)) * mask
-    types = torch.zeros_like(ids)
-    labels = torch.arange(rows) % 2
+def make_batch(rows: int = 6, lengths: list[int] | None = None, seed: int = 1, pad_token_id: int = 0) -> dict:
+    """Random rows of 3 to 11 tokens, padded to 12; or of these lengths, padded to the longest."""
+    torch.manual_seed(seed)
+    numbers = torch.randint(3, 12, (rows,)) if lengths is None else torch.tensor(lengths)
+    width = 12 if lengths is None else max(lengths)
+    mask = (torch.arange(width)[None] < numbers[:, None]).long()
+    ids = torch.randint(4, 24, mask.shape)
+    types = torch.zeros_like(ids) if lengths is None else torch.randint(0, 2, mask.shape) * mask
+    labels = torch.arange(len(mask)) % 2
+    ids = torch.where(mask == 1, ids, pad_token_id)
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "labels": labels}
 
 

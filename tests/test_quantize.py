@@ -9,9 +9,11 @@ import onnx
 import pytest
 import torch
 from conftest import fails, make_encoder, make_tokenizer, snapshot
+from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
 from quantize import VersionResult, choose
+from utils.export.fused import WORDS
 from utils.export.int8 import CANDIDATES
 from utils.measuring import timing
 from utils.models.classifier import load_model
@@ -68,13 +70,32 @@ def test_folder_predicts_what_pytorch_does(trained, model_dir):
 def test_folder_is_complete(model_dir):
     names = {"model.onnx", "model.unpadded.onnx", "model.weights", "tokenizer.json", "config.json", "README.md"}
     assert names <= {path.name for path in model_dir.iterdir()}
-    inputs = [[value.name for value in onnx.load(model_dir / name, load_external_data=False).graph.input]
-              for name in ("model.onnx", "model.unpadded.onnx")]  # fmt: skip
+    inputs = [
+        [value.name for value in onnx.load(model_dir / name, load_external_data=False).graph.input]
+        for name in ("model.onnx", "model.unpadded.onnx")
+    ]
     assert inputs == [["input_ids", "attention_mask", "token_type_ids"], ["input_ids", "token_type_ids"]]
     config = json.loads((model_dir / "config.json").read_text())
     assert config["model_type"] == "bert" and config["id2label"] == {"0": "negative", "1": "positive"}
     card = (model_dir / "README.md").read_text()
     assert card.startswith("---\n") and "dynamic, per channel" in card and "negative, positive" in card
+
+
+@pytest.mark.parametrize(("target", "limit"), [("avx2", 63), ("avx512_vnni", 127), ("arm64", 127), ("auto", 63)])
+def test_weights_are_as_wide_as_the_target_cpu_can_add(trained, monkeypatch, target, limit):
+    """AVX2 adds pairs of products in 16 bits: weights of 8 bits would saturate there."""
+    monkeypatch.setattr("quantize.CANDIDATES", {"int8": CANDIDATES["dynamic, per channel"]})
+    monkeypatch.setattr("quantize.choose", lambda results, max_accuracy_drop: "int8")
+    monkeypatch.setattr("quantize.detect_cpu", lambda: "avx2")
+    code, stderr = trained.quantize(f"--target_cpu={target}", source="teacher")
+    assert code == 0, stderr
+    arrays = {
+        weight.name: numpy_helper.to_array(weight)
+        for weight in onnx.load(trained.folder / "teacher.int8.onnx").graph.initializer
+    }
+    limits = {name: int(np.abs(array).max()) for name, array in arrays.items() if array.dtype == np.int8}
+    assert limits.pop(f"{WORDS}.int8") == 127  # looked up, never added
+    assert len(limits) > 5 and set(limits.values()) == {limit}
 
 
 def test_only_the_folder_is_replaced(trained, model_dir):

@@ -102,11 +102,15 @@ def test_every_engine(trained):
     assert trained.quantize("--fp32", "--output_dir", str(trained.folder / "model"), source="teacher")[0] == 0
     options = []
     for name, engine, path in [
-        ("padded", "pytorch_fixed", "teacher"), ("own length", "pytorch", "teacher"),
-        ("graph", "onnx", "teacher.int8.onnx"), ("instances", "onnx_instances", "teacher.int8.onnx"),
-        ("folder", "onnx", "model"), ("its instances", "onnx_instances", "model"),
-        ("TF-IDF", "linear", "-"), ("BERT-base", "bert_base", "-"),
-    ]:  # fmt: skip
+        ("padded", "pytorch_fixed", "teacher"),
+        ("own length", "pytorch", "teacher"),
+        ("graph", "onnx", "teacher.int8.onnx"),
+        ("instances", "onnx_instances", "teacher.int8.onnx"),
+        ("folder", "onnx", "model"),
+        ("its instances", "onnx_instances", "model"),
+        ("TF-IDF", "linear", "-"),
+        ("BERT-base", "bert_base", "-"),
+    ]:
         options += ["--rung", name, engine, str(trained.folder / path) if path != "-" else path]
     out = trained.folder / "ladder"
     code, stderr = trained.script("report", *trained.common(), *options, f"--output_dir={out}", "--num_threads=1")

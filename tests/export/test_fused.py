@@ -5,41 +5,26 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import make_batch, make_model
 from onnx import numpy_helper
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from utils.export.fused import WORDS, build_graph
-from utils.export.int8 import CANDIDATES, FFN_OUTPUT, Recipe, calibrate, quantize_int8
+from utils.export.int8 import CANDIDATES, FFN_OUTPUT, Recipe, calibrate, detect_cpu, quantize_int8
 from utils.export.plain import export_plain, quantize_plain, save_graphs, to_fp16
 from utils.export.verify import compare_logits
 from utils.measuring.engines import pytorch_engine
+from utils.models.classifier import model_inputs
 from utils.models.families import FAMILIES
 from utils.pruning.narrow import narrow_layer
 from utils.runtime import load_session, run_session
 from utils.system.errors import UserError
 
-VOCAB = 100
-ACTIVATION_KEY = {"distilbert": "activation"}
 
-
-def tiny_model(family: str, num_layers: int = 3, activation: str = "gelu"):
-    """A model of random weights, biases and layer norms, large enough for every part to move the logits."""
-    if family == "distilbert":
-        sizes = dict(dim=32, n_heads=4, n_layers=num_layers, hidden_dim=48)
-    else:
-        sizes = dict(hidden_size=32, num_attention_heads=4, num_hidden_layers=num_layers, intermediate_size=48)
-    if family == "electra":
-        sizes["embedding_size"] = 16
-    if family == "roberta":
-        sizes["type_vocab_size"] = 1
-    sizes[ACTIVATION_KEY.get(family, "hidden_act")] = activation
-    config = AutoConfig.for_model(family, vocab_size=VOCAB, max_position_embeddings=40, num_labels=3, **sizes)
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model
+def tiny_model(family: str, num_layers: int = 3, **sizes):
+    """A classifier whose every part moves the logits."""
+    sizes = {"num_hidden_layers": num_layers, "intermediate_size": 48, "num_labels": 3, "vocab_size": 100} | sizes
+    return make_model(family, AutoModelForSequenceClassification, noise=0.2, **sizes)
 
 
 def prune_unevenly(model) -> None:
@@ -48,15 +33,13 @@ def prune_unevenly(model) -> None:
     narrow_layer(model, 2, torch.tensor([3]), torch.arange(7))
 
 
-def make_batch(model, lengths: list[int], seed: int = 0) -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(seed)
-    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-    ids = np.where(mask == 1, generator.integers(5, VOCAB, mask.shape), model.config.pad_token_id)
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": generator.integers(0, 2, mask.shape) * mask}
+def numpy_batch(model, lengths: list[int], seed: int = 0) -> dict[str, np.ndarray]:
+    batch = make_batch(lengths=lengths, seed=seed, pad_token_id=model.config.pad_token_id)
+    return {name: tensor.numpy() for name, tensor in batch.items() if name != "labels"}
 
 
 def batches_of(model) -> list[dict[str, np.ndarray]]:
-    return [make_batch(model, lengths) for lengths in ([1], [7], [30], [5, 12, 1, 9])]
+    return [numpy_batch(model, lengths) for lengths in ([1], [7], [30], [5, 12, 1, 9])]
 
 
 def runner(graph: onnx.ModelProto, tmp_path):
@@ -85,7 +68,7 @@ def test_fp32_equals_pytorch(family, pruned, tmp_path):
 
 def test_roberta_numbers_positions_around_padding_tokens_in_the_text(tmp_path):
     model = tiny_model("roberta")
-    batch = make_batch(model, [8])
+    batch = numpy_batch(model, [8])
     batch["input_ids"][0, [2, 5]] = model.config.pad_token_id
     assert largest_difference(model, tmp_path, [batch]) < 1e-4
 
@@ -93,13 +76,13 @@ def test_roberta_numbers_positions_around_padding_tokens_in_the_text(tmp_path):
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_other_activations(family, activation, tmp_path):
-    model = tiny_model(family, 2, activation)
+    model = tiny_model(family, 2, hidden_act=activation)
     assert largest_difference(model, tmp_path, batches_of(model)) < 1e-4
 
 
 def test_unknown_activation_is_refused():
     with pytest.raises(UserError, match="silu"):
-        build_graph(tiny_model("bert", 1, "silu"))
+        build_graph(tiny_model("bert", 1, hidden_act="silu"))
 
 
 def test_one_layer(tmp_path):
@@ -115,14 +98,14 @@ def test_graph_takes_the_inputs_that_the_model_has():
 
 def test_token_types_change_the_logits(tmp_path):
     model = tiny_model("bert")
-    run, batch = graph_runner(model, tmp_path), make_batch(model, [10])
+    run, batch = graph_runner(model, tmp_path), numpy_batch(model, [10])
     other = batch | {"token_type_ids": 1 - batch["token_type_ids"]}
     assert np.abs(run(batch) - run(other)).max() > 1e-2
 
 
 def test_padding_does_not_change_the_logits(tmp_path):
     model = tiny_model("roberta")
-    run, batch = graph_runner(model, tmp_path), make_batch(model, [5, 12])
+    run, batch = graph_runner(model, tmp_path), numpy_batch(model, [5, 12])
     alone = {name: array[:1, :5] for name, array in batch.items()}
     assert np.abs(run(batch)[:1] - run(alone)).max() < 1e-4
 
@@ -132,7 +115,7 @@ def test_graph_without_mask_equals_pytorch(family, tmp_path):
     model = tiny_model(family)
     prune_unevenly(model)
     run_model, run = pytorch_engine(model), runner(build_graph(model, masked=False), tmp_path)
-    batches = [make_batch(model, lengths) for lengths in ([1], [30], [7, 7, 7])]
+    batches = [numpy_batch(model, lengths) for lengths in ([1], [30], [7, 7, 7])]
     assert compare_logits(run, [run_model(batch) for batch in batches], batches) < 1e-4
 
 
@@ -149,7 +132,7 @@ def test_onnxruntime_leaves_sums_and_norms_apart(tmp_path):
 def check_close(model, recipe, tmp_path) -> None:
     """Of random weights, so that logits lie close together: the hardest case for rounding."""
     fp32 = build_graph(model, masked=False)
-    singles = [make_batch(model, [3 + seed % 20], seed) for seed in range(100)]
+    singles = [numpy_batch(model, [3 + seed % 20], seed) for seed in range(100)]
     # 7-bit weights: the only ones that do not saturate on any CPU that runs this test.
     graph = quantize_int8(fp32, recipe, 7, calibrate(fp32, singles[:30]))
     outputs = []
@@ -185,19 +168,39 @@ def test_weights_use_their_bits(recipe, bits):
     assert weights["layer.0.ffn_input.weight.scale"].shape == ((48,) if recipe.per_channel else ())
 
 
+@pytest.mark.parametrize(("bits", "limit"), [(7, 64), (8, 127)])
+def test_weights_of_plain_graphs_use_their_bits(bits, limit):
+    """onnxruntime's 7 bits are -64 to 64: two products with 255 still fit into 16 bits."""
+    graph = quantize_plain(export_plain(tiny_model("albert", 1, embedding_size=16, attn_implementation="eager")), bits)
+    weights = [numpy_helper.to_array(weight) for weight in graph.graph.initializer]
+    assert max(int(np.abs(weight).max()) for weight in weights if weight.dtype == np.int8) == limit
+
+
+@pytest.mark.parametrize(
+    ("architecture", "capability", "expected"),
+    [
+        ("x86_64", "avx2", "avx2"),
+        ("x86_64", "avx512_f", "avx2"),
+        ("x86_64", "avx512_vnni", "avx512_vnni"),
+        ("x86_64", "avx_vnni", "avx512_vnni"),
+        ("aarch64", "neon", "arm64"),
+    ],
+)
+def test_cpu_is_told_by_what_it_can(architecture, capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": architecture, capability: True})
+    assert detect_cpu() == expected
+
+
 def test_parts_that_stay_fp32():
     fp32 = build_graph(tiny_model("bert"))
-    kept = [
-        node.name
-        for node in quantize_int8(fp32, Recipe(fp32_parts=FFN_OUTPUT), 8).graph.node
-        if node.op_type == "MatMul"
-    ]
-    assert kept == [f"layer.{i}.ffn_norm.negated.matmul" for i in range(3)] + ["logits.matmul"]
+    int8 = quantize_int8(fp32, Recipe(fp32_parts=FFN_OUTPUT), 8)
+    products = [node.name for node in int8.graph.node if node.op_type == "MatMul"]
+    assert products == [f"layer.{i}.ffn_norm.negated.matmul" for i in range(3)] + ["logits.matmul"]
 
 
 def test_calibrated_ranges_are_mean_extremes(tmp_path):
     model = tiny_model("bert")
-    batches = [make_batch(model, [5]), make_batch(model, [9], seed=1)]
+    batches = [numpy_batch(model, [5]), numpy_batch(model, [9], seed=1)]
     ranges = calibrate(build_graph(model), batches)
     hidden = [pytorch_hidden(model, batch) for batch in batches]
     low, high = np.mean([[h.min(), h.max()] for h in hidden], axis=0)
@@ -206,9 +209,8 @@ def test_calibrated_ranges_are_mean_extremes(tmp_path):
 
 def pytorch_hidden(model, batch) -> np.ndarray:
     """What leaves the first layer."""
-    inputs = {name: torch.as_tensor(array) for name, array in batch.items()}
     with torch.inference_mode():
-        return model(**inputs, output_hidden_states=True).hidden_states[1].numpy()
+        return model(**model_inputs(model, batch), output_hidden_states=True).hidden_states[1].numpy()
 
 
 def test_graphs_share_their_weights(tmp_path):
@@ -217,7 +219,7 @@ def test_graphs_share_their_weights(tmp_path):
     save_graphs(graphs, tmp_path, "both.weights")
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert sizes["a.onnx"] + sizes["b.onnx"] < sizes["both.weights"] < 2 * graphs["a.onnx"].ByteSize()
-    batch = make_batch(model, [9])
+    batch = numpy_batch(model, [9])
     outputs = [run_session(load_session(tmp_path / name, 1), batch) for name in graphs]
     expected = pytorch_engine(model)(batch)
     assert all(np.abs(output - expected).max() < 1e-4 for output in outputs)
@@ -231,10 +233,7 @@ def test_fp16_is_close(tmp_path):
 
 
 def test_any_other_encoder_is_exported_plainly(tmp_path):
-    sizes = dict(hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=48, embedding_size=16)
-    config = AutoConfig.for_model("albert", vocab_size=VOCAB, max_position_embeddings=40, num_labels=3, **sizes)
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    model = tiny_model("albert", 2, embedding_size=16, attn_implementation="eager")
     graph, run_model, batches = export_plain(model), pytorch_engine(model), batches_of(model)
     expected = [run_model(batch) for batch in batches]
     assert [value.name for value in graph.graph.input] == ["input_ids", "attention_mask", "token_type_ids"]

@@ -9,7 +9,9 @@ from functools import partial
 import numpy as np
 import onnx
 import pytest
+from conftest import make_batch, make_model
 from onnx import TensorProto, helper
+from transformers import AutoModelForSequenceClassification
 
 from utils.measuring import instances
 from utils.measuring.engines import onnx_engine
@@ -70,12 +72,9 @@ def test_torch_int8(trained, two_cores):
 
 
 def test_torch_int8_rounds_without_warnings(trained, recwarn):
-    from test_fused import make_batch, tiny_model
-
     from utils.measuring.engines import pytorch_engine, quantize_linears
 
-    model = tiny_model("bert")
-    batch = make_batch(model, [5, 12])
+    model, batch = make_model("bert", AutoModelForSequenceClassification, noise=0.2), make_batch()
     expected = pytorch_engine(model)(batch)
     difference = np.abs(pytorch_engine(quantize_linears(model))(batch) - expected).max()
     assert 0 < difference < 0.5 * np.abs(expected).max()
@@ -111,7 +110,7 @@ def test_every_batch_is_run_once_and_comes_back_in_its_place(tmp_path, two_cores
     batches = [
         {"input_ids": np.full((1 + i % 3, n), i), "attention_mask": np.ones((1 + i % 3, n))}
         for i, n in enumerate(lengths)
-    ]  # fmt: skip
+    ]
     opener = partial(onnx_engine, maskless_graph(tmp_path / "maskless.onnx"), 1, 2)
     outputs, milliseconds, seconds = instances.serve(opener, batches, 5, 2, 1)
     for batch, output in zip(batches, outputs, strict=True):

@@ -29,8 +29,12 @@ def v1(folder: str, quota: str, period: str = "100000") -> dict[str, str]:
         ("0::/\n", SECOND, {}, float("inf")),
         ("0::/\n", SECOND, {"sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
         ("0::/\n", SECOND, {"sys/fs/cgroup/cpu.max": "max 100000\n"}, float("inf")),
-        ("0::/a/b\n", SECOND, {"sys/fs/cgroup/a/b/cpu.max": "max 100000\n", "sys/fs/cgroup/a/cpu.max": "5000 10000\n"},
-         0.5),
+        (
+            "0::/a/b\n",
+            SECOND,
+            {"sys/fs/cgroup/a/b/cpu.max": "max 100000\n", "sys/fs/cgroup/a/cpu.max": "5000 10000\n"},
+            0.5,
+        ),
         ("0::/a/b\n", SECOND, {"sys/fs/cgroup/a/b/cpu.max": "20 10\n", "sys/fs/cgroup/a/cpu.max": "50 10\n"}, 2),
         # That of another process.
         ("0::/a\n", SECOND, {"sys/fs/cgroup/b/cpu.max": "10 10\n", "sys/fs/cgroup/a/cpu.max": "70 10\n"}, 7),
@@ -41,7 +45,7 @@ def v1(folder: str, quota: str, period: str = "100000") -> dict[str, str]:
         ("4:memory:/a\n", FIRST, v1(CPU, "100000"), float("inf")),
         ("0::/\n", SECOND, {"sys/fs/cgroup/cpu.max": "damaged\n"}, float("inf")),
     ],
-)  # fmt: skip
+)
 def test_quota(tmp_path, cgroup, mounts, files, quota):
     for name, content in ({"proc/self/cgroup": cgroup, "proc/self/mountinfo": mounts} | files).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

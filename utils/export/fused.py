@@ -27,8 +27,15 @@ WORDS = "word.weight"
 
 # A layer's entries in the table of families.
 LAYER_PARTS = (
-    "query", "key", "value", "attention_output", "attention_norm", "ffn_input", "ffn_output", "ffn_norm",
-)  # fmt: skip
+    "query",
+    "key",
+    "value",
+    "attention_output",
+    "attention_norm",
+    "ffn_input",
+    "ffn_output",
+    "ffn_norm",
+)
 
 # transformers' name of an activation -> its operator and the operator's domain.
 ACTIVATIONS = {
@@ -205,7 +212,7 @@ def _attention(
     ]
     context = graph.node(
         "Attention", inputs, name, MICROSOFT, num_heads=width // head_size, qkv_hidden_sizes=[width] * 3
-    )  # fmt: skip
+    )
     return context, x
 
 

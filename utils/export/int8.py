@@ -189,9 +189,7 @@ class _Writer:
         else:
             projected = [f"{node.name}.{part}" for part in ("query", "key", "value")]
             self.product(x, weight, bias, f"{node.name}.projected")
-            split = helper.make_node(
-                "Split", [f"{node.name}.projected"], projected, name=f"{node.name}.split", axis=2
-            )  # fmt: skip
+            split = helper.make_node("Split", [f"{node.name}.projected"], projected, name=f"{node.name}.split", axis=2)
             self.nodes.append(split)
             inputs, operator = projected + ["", *mask] * bool(mask), "MultiHeadAttention"
         self.nodes.append(

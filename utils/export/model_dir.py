@@ -80,10 +80,14 @@ def write_model_dir(
         write_json(folder / "config.json", config)
         labels = labels_of(hub_config)
         card = CARD.format(
-            labels=", ".join(labels), num_labels=len(labels), family=hub_config.model_type,
-            n_ctx=origin["n_ctx"], version=origin["version"], table=table,
+            labels=", ".join(labels),
+            num_labels=len(labels),
+            family=hub_config.model_type,
+            n_ctx=origin["n_ctx"],
+            version=origin["version"],
+            table=table,
             machine=", ".join(f"{key} {value}" for key, value in origin["machine"].items()),
-        )  # fmt: skip
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -56,9 +56,15 @@ def export_plain(model: PreTrainedModel) -> onnx.ModelProto:
             # The older exporter, which is deprecated, writes the graph that onnxruntime optimizes further.
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                Logits().eval(), example, file,
-                input_names=names, output_names=["logits"], dynamic_axes=axes, opset_version=17, dynamo=False,
-            )  # fmt: skip
+                Logits().eval(),
+                example,
+                file,
+                input_names=names,
+                output_names=["logits"],
+                dynamic_axes=axes,
+                opset_version=17,
+                dynamo=False,
+            )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise UserError(
             f"torch.onnx cannot export an encoder of the family {model.config.model_type!r} ({first_line(error)}): "
@@ -83,9 +89,13 @@ def quantize_plain(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
         logging.disable(logging.WARNING)  # it advises, on the root logger, what the export has done already
         try:
             quantize_dynamic(
-                source, target, per_channel=True, reduce_range=bits < 8, weight_type=QuantType.QInt8,
+                source,
+                target,
+                per_channel=True,
+                reduce_range=bits < 8,
+                weight_type=QuantType.QInt8,
                 extra_options=options,
-            )  # fmt: skip
+            )
         finally:
             logging.disable(logging.NOTSET)
         return onnx.load(target)

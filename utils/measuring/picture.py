@@ -95,10 +95,16 @@ def _leader(point: np.ndarray, box: Bbox) -> list[Bbox]:
 def _label(axes: Axes, renderer, name: str, x: float, y: float, offset: tuple[int, int]) -> tuple[Annotation, Bbox]:
     """A label at an offset from its point, and the box of its text, without its line to the point."""
     label = axes.annotate(
-        name, (x, y), offset, textcoords="offset points", fontsize=9, color="#1f2933", va="center",
+        name,
+        (x, y),
+        offset,
+        textcoords="offset points",
+        fontsize=9,
+        color="#1f2933",
+        va="center",
         ha="center" if not offset[0] else "left" if offset[0] > 0 else "right",
         arrowprops={"arrowstyle": "-", "color": "#9aa5b1", "linewidth": 0.8},
-    )  # fmt: skip
+    )
     label.update_positions(renderer)
     return label, Text.get_window_extent(label, renderer).padded(1)
 

@@ -174,9 +174,14 @@ def _open_bert_base(path: str, setting: Setting) -> Rung:
 
     parameters = model.num_parameters()
     return Rung(
-        pytorch_engine(model), make_input, parameters, 4 * parameters,
-        is_step=False, has_random_weights=True, every=BASELINE_EVERY,
-    )  # fmt: skip
+        pytorch_engine(model),
+        make_input,
+        parameters,
+        4 * parameters,
+        is_step=False,
+        has_random_weights=True,
+        every=BASELINE_EVERY,
+    )
 
 
 def _open_linear(path: str, setting: Setting) -> Rung:
@@ -192,9 +197,12 @@ def _open_linear(path: str, setting: Setting) -> Rung:
     order = [list(model.classes_).index(label) for label in setting.data.labels]
     parameters = model[-1].coef_.size
     return Rung(
-        lambda text: model.predict_proba([text])[:, order], texts["test"].__getitem__, parameters, 8 * parameters,
+        lambda text: model.predict_proba([text])[:, order],
+        texts["test"].__getitem__,
+        parameters,
+        8 * parameters,
         is_step=False,
-    )  # fmt: skip
+    )
 
 
 CHARACTER_GRAMS = {"analyzer": "char", "ngram_range": (1, 3)}

@@ -81,13 +81,13 @@ def _turn(
     bar: tqdm,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The logits and latencies of every engine for rows `start` to `end`."""
-    found = []
+    turns = []
     for engine, make, step in zip(engines, make_inputs, every, strict=True):
         inputs = [make(row) for row in range(start, end, step)]
         outputs, latencies = timed(engine, inputs, warmup=inputs[:WARMUP_ROWS])
-        found.append((np.concatenate(outputs), latencies))
+        turns.append((np.concatenate(outputs), latencies))
         bar.update(end - start)
-    return found
+    return turns
 
 
 def single_rows(split: datasets.Dataset, pad_token_id: int) -> Callable[[int], dict]:

@@ -36,9 +36,9 @@ def _cpu_name() -> str:
 def _commit() -> str | None:
     root = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=True
-        )  # fmt: skip
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return process.stdout.strip()
