@@ -209,10 +209,13 @@ CHARACTER_GRAMS = {"analyzer": "char", "ngram_range": (1, 3)}
 
 
 def words_repeat(texts: list[str]) -> bool:
-    """Tell whether most words are in more than one of the texts, as they are where spaces separate words."""
+    """Tell whether words are found in more than one of the texts, as they are where spaces separate words.
+
+    Of 30 sentences of English, two fifths of the words are; of a thousand, four fifths. A quarter must be.
+    """
     words_of = TfidfVectorizer().build_analyzer()
     counts = Counter(word for text in texts for word in set(words_of(text))).values()
-    return 2 * sum(count for count in counts if count > 1) > sum(counts)
+    return 4 * sum(count for count in counts if count > 1) > sum(counts)
 
 
 OPENERS: dict[str, Callable[[str, Setting], Rung]] = {
