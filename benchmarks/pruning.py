@@ -1,11 +1,11 @@
-"""Ways to prune one checkpoint without training, over a range of budgets: accuracy, int8 latency, seconds taken.
+"""Ways to prune one checkpoint without training, over a range of budgets: accuracy, int8 latency, seconds.
 
     python -m benchmarks.pruning --config=configs/config-bert-cls.json --data_dir=data/movie-reviews \\
         --bert_output_dir=runs/demo/teacher --student_dir=runs/demo/student \\
         --textpruner_python=.venv-textpruner/bin/python
 
-Every way keeps the same share of the layers' multiply-adds; benchmarks/README.md says what each does. Then the steps
-that train or time: see benchmarks/pruning_steps.py. Needs an otherwise idle machine. What is finished is kept in
+Every way keeps the same fraction of the layers' multiply-adds; benchmarks/README.md says what each does. Then come the
+steps that train or time: see benchmarks/pruning_steps.py. Needs an otherwise idle machine. Finished parts are kept in
 --work_dir, and an interrupted run continues. The results are results/pruning.json, .csv and .png; the last lines say
 which targets are met.
 """
@@ -16,6 +16,7 @@ import csv
 import json
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,15 @@ from transformers import PreTrainedModel
 from benchmarks.pruning_steps import measure_steps
 from benchmarks.results import target_line
 from utils.arguments import add_data_options, script_parser
-from utils.data.tables import Data, collate, lengths, load_data, shuffled_batches
+from utils.data.tables import Data, lengths, load_data
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_model
 from utils.models.config import load_config
-from utils.models.families import head_size_of, layer_shapes
-from utils.pruning.budget import NEURON_STEP, head_macs, neuron_macs, spread
-from utils.pruning.importance import (
-    first_order,
-    fisher,
-    magnitudes,
-    mask_gradients,
-    most_important,
-    random_scores,
-    rearranged,
-)
-from utils.pruning.latency_budget import Shapes, measure_latencies, shaped
+from utils.models.families import layer_shapes
+from utils.pruning.budget import NEURON_STEP, Shapes, fit_macs, uniform, unit_macs
+from utils.pruning.latency_budget import measure_latencies, narrow_copy
 from utils.pruning.narrow import narrow_layer
+from utils.pruning.recipe import Ranking, prune_layers, rank, sample_batches
 from utils.pruning.recovery import recover
 from utils.system.cli import run_script
 from utils.system.devices import make_accelerator
@@ -58,7 +51,9 @@ RECOVERED = ", recovered"
 OURS, PEER = "Fisher, uneven" + RECOVERED, "TextPruner"
 # In the order of what would be missed most in an interrupted run.
 ORDER = (OURS, PEER, *METHODS, *(method + RECOVERED for method in METHODS[::-1]))
-ROWS, BATCH = 2048, 32
+# The --importance of a method, by what its name begins with.
+IMPORTANCE = {"random": "random", "magnitude": "magnitude", "first order": "first_order", "Fisher": "fisher"}
+ROWS = 2048
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,58 +62,39 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--bert_output_dir", required=True, help="checkpoint folder of the model to prune")
     parser.add_argument("--student_dir", required=True, help="checkpoint folder of its student, for the later steps")
     parser.add_argument("--textpruner_python", help="Python of a virtual environment with TextPruner; else left out")
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/benchmarks/pruning"), help="for what is finished")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/benchmarks/pruning"), help="for finished parts")
     parser.add_argument("--seed", type=int, default=42, help="seed of the choice of rows, and of random pruning")
     return parser.parse_args()
 
 
-def kept_macs(model: PreTrainedModel, shapes: Shapes, length: float) -> float:
-    """Share of the multiply-adds of all layers of `model` that layers of these shapes do."""
-    head, neuron = (
-        head_macs(model.config.hidden_size, head_size_of(model), length),
-        neuron_macs(model.config.hidden_size),
-    )
-    left, whole = (sum(h * head + n * neuron for h, n in each) for each in (shapes, layer_shapes(model)))
-    return left / whole
+def macs_fraction(model: PreTrainedModel, shapes: Shapes, length: float) -> float:
+    """Fraction of the multiply-adds of all layers of `model` that layers of these shapes do."""
+    head, neuron = unit_macs(model, length)
+    pruned, whole = (sum(h * head + n * neuron for h, n in each) for each in (shapes, layer_shapes(model)))
+    return pruned / whole
 
 
-def plan(model: PreTrainedModel, method: str, scores: tuple, fraction: float, length: float) -> Shapes:
-    """(heads, neurons) of every layer at `fraction` of the multiply-adds."""
-    hidden, whole = model.config.hidden_size, layer_shapes(model)
-    head, neuron = head_macs(hidden, head_size_of(model), length), neuron_macs(hidden)
-    if "uneven" in method:
-        heads, neurons = scores
-        return spread(heads, neurons, [head] * len(whole), [neuron] * len(whole), fraction)
-    shapes = []
-    for num_heads, num_neurons in whole:
-        kept_heads = max(1, round(fraction * num_heads))
-        kept_neurons = (fraction * (num_heads * head + num_neurons * neuron) - kept_heads * head) / neuron
-        shapes.append((kept_heads, min(num_neurons, max(1, round(kept_neurons / NEURON_STEP)) * NEURON_STEP)))
-    return shapes
+def uniform_sizes(model: PreTrainedModel, fraction: float, length: float) -> tuple[int, int]:
+    """Heads and neurons to keep in every layer, for `fraction` of the multiply-adds; all layers are alike."""
+    head, neuron = unit_macs(model, length)
+    num_heads, num_neurons = layer_shapes(model)[0]
+    heads = max(1, round(fraction * num_heads))
+    neurons = (fraction * (num_heads * head + num_neurons * neuron) - heads * head) / neuron
+    return heads, min(num_neurons, max(1, round(neurons / NEURON_STEP)) * NEURON_STEP)
 
 
-def prune(model: PreTrainedModel, method: str, fraction: float, rows: list[dict], gradients: tuple, seed: int) -> dict:
-    """Prune a copy of `model`; returns it, and the seconds it took without those for the gradients."""
-    start = time.perf_counter()
+def prune(model: PreTrainedModel, method: str, fraction: float, rows: list[dict], ranking: Ranking) -> PreTrainedModel:
+    """A pruned copy of `model`."""
     length = sum(float(batch["attention_mask"].sum()) for batch in rows) / sum(len(batch["labels"]) for batch in rows)
-    kind = method.removesuffix(RECOVERED)
-    if kind == "random":
-        scores = random_scores(model, seed)
-    elif kind == "magnitude":
-        scores = magnitudes(model)
+    if "uneven" in method:
+        shapes = fit_macs(model, ranking.heads, ranking.neurons, fraction, length)
     else:
-        score_units = fisher if "Fisher" in kind else first_order
-        scores = [score_units(layer) for layer in gradients[0]], [score_units(layer) for layer in gradients[1]]
+        shapes = uniform(layer_shapes(model), *uniform_sizes(model, fraction, length))
     pruned = copy.deepcopy(model)
-    for index, counts in enumerate(plan(model, kind, scores, fraction, length)):
-        if "Fisher" in kind:
-            kept = [rearranged(part[index], count) for part, count in zip(gradients, counts, strict=True)]
-        else:
-            kept = [most_important(part[index], count) for part, count in zip(scores, counts, strict=True)]
-        narrow_layer(pruned, index, *kept)
+    prune_layers(pruned, shapes, ranking)
     if method.endswith(RECOVERED):
         recover(pruned, model, rows)
-    return {"model": pruned, "seconds": time.perf_counter() - start}
+    return pruned
 
 
 def run_textpruner(args: argparse.Namespace, rows: list[dict]) -> dict[float, dict]:
@@ -129,23 +105,24 @@ def run_textpruner(args: argparse.Namespace, rows: list[dict]) -> dict[float, di
     worker = Path(__file__).with_name("textpruner_worker.py")
     command = [args.textpruner_python, worker, args.bert_output_dir, batches, *map(str, FRACTIONS)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return {kept["fraction"]: kept for kept in map(json.loads, done.stdout.splitlines())}
+    return {choice["fraction"]: choice for choice in map(json.loads, done.stdout.splitlines())}
 
 
-def prune_as(model: PreTrainedModel, kept: dict) -> dict:
-    """As `prune`, with the heads and neurons that TextPruner keeps."""
+def prune_as(model: PreTrainedModel, choice: dict) -> PreTrainedModel:
+    """A copy of `model` with the heads and neurons that TextPruner keeps."""
     pruned = copy.deepcopy(model)
-    for index, parts in enumerate(zip(kept["heads"], kept["neurons"], strict=True)):
+    for index, parts in enumerate(zip(choice["heads"], choice["neurons"], strict=True)):
         narrow_layer(pruned, index, *map(torch.tensor, parts))
-    return {"model": pruned, "seconds": kept["seconds"]}
+    return pruned
 
 
 def measure_methods(args: argparse.Namespace, model: PreTrainedModel, data: Data, rows: list[dict]) -> list[dict]:
     """Accuracy on test.txt, shapes and seconds of every way and fraction; kept in work_dir one by one."""
     accelerator, test = make_accelerator("cpu", "fp32"), data.splits["test"]
     length = float(lengths(data.splits["train"]).mean())
-    gradients = gradient_seconds = peer = None
-    found = []
+    peer: dict[float, dict] = {}
+    rankings: dict[str, tuple[Ranking, float]] = {}  # by importance, with the seconds it took
+    results = []
     for method in ORDER:
         for fraction in FRACTIONS:
             path = args.work_dir / f"{method} {fraction}.json"
@@ -154,61 +131,65 @@ def measure_methods(args: argparse.Namespace, model: PreTrainedModel, data: Data
                     continue
                 if method == PEER:
                     peer = peer or run_textpruner(args, rows)
-                    made = prune_as(model, peer[fraction])
+                    pruned, seconds = prune_as(model, peer[fraction]), peer[fraction]["seconds"]
                 else:
-                    if gradients is None:
-                        start = time.perf_counter()
-                        gradients = mask_gradients(model, rows)
-                        gradient_seconds = time.perf_counter() - start
-                    made = prune(model, method, fraction, rows, gradients, args.seed)
-                    if method.split(",")[0] not in ("random", "magnitude"):
-                        made["seconds"] += gradient_seconds
-                pruned = made.pop("model")
+                    importance = next(IMPORTANCE[name] for name in IMPORTANCE if method.startswith(name))
+                    if importance not in rankings:
+                        rankings[importance] = in_seconds(rank, model, rows, importance, seed=args.seed)
+                    ranking, rank_seconds = rankings[importance]
+                    pruned, seconds = in_seconds(prune, model, method, fraction, rows, ranking)
+                    seconds += rank_seconds
                 accuracy = evaluate_logits(predict(pruned, test, accelerator, f"{method}, {fraction}"), test).accuracy
-                made |= {"accuracy": accuracy, "shapes": layer_shapes(pruned), "threads": torch.get_num_threads()}
-                write_json(path, made)
-                print(f"{method}, {fraction}: accuracy {accuracy:.4f}, {made['seconds']:.0f} s", flush=True)
-            made = json.loads(path.read_text(encoding="utf-8"))
-            macs = kept_macs(model, made["shapes"], length)
-            found.append({"method": method, "fraction": fraction, "macs": macs, **made})
-    return found
+                result = {"seconds": seconds, "accuracy": accuracy, "shapes": layer_shapes(pruned)}
+                write_json(path, result | {"threads": torch.get_num_threads()})
+                print(f"{method}, {fraction}: accuracy {accuracy:.4f}, {seconds:.0f} s", flush=True)
+            result = json.loads(path.read_text(encoding="utf-8"))
+            macs = macs_fraction(model, result["shapes"], length)
+            results.append({"method": method, "fraction": fraction, "macs": macs, **result})
+    return results
 
 
-def measure_shapes(args: argparse.Namespace, model: PreTrainedModel, data: Data, found: list[dict]) -> None:
-    """Add to each result the latency of its int8 graph as a share of the whole model's, timed side by side."""
-    for each in found:
+def in_seconds(function: Callable, *arguments: Any, **options: Any) -> tuple[Any, float]:
+    """What a function returns, and the seconds it took."""
+    start = time.perf_counter()
+    return function(*arguments, **options), time.perf_counter() - start
+
+
+def measure_shapes(args: argparse.Namespace, model: PreTrainedModel, data: Data, results: list[dict]) -> None:
+    """Add to each result the latency of its int8 graph as a fraction of the whole model's, timed side by side."""
+    for each in results:
         name = "-".join(f"{heads}x{neurons}" for heads, neurons in each["shapes"])
         path = args.work_dir / f"latency {name}.json"
         if not path.exists():
-            whole, pruned = measure_latencies([model, shaped(model, each["shapes"])], data.splits["valid"])
+            whole, pruned = measure_latencies([model, narrow_copy(model, each["shapes"])], data.splits["valid"])
             write_json(path, pruned / whole)
         each["latency"] = json.loads(path.read_text(encoding="utf-8"))
 
 
-def draw(found: list[dict], whole_accuracy: float, path: Path) -> None:
-    """Accuracy against the share of multiply-adds kept, a line each way."""
+def draw(results: list[dict], whole_accuracy: float, path: Path) -> None:
+    """Accuracy against the fraction of multiply-adds, a line for each way."""
     matplotlib.use("Agg")
     figure, axes = plt.subplots(figsize=(9, 6))
     for i, method in enumerate(METHODS):
         for name, style in ((method + RECOVERED, "o-"), (method, "o:")):
-            points = sorted((each["fraction"], each["accuracy"]) for each in found if each["method"] == name)
+            points = sorted((each["fraction"], each["accuracy"]) for each in results if each["method"] == name)
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=f"C{i}", label=name)
-    points = sorted((each["fraction"], each["accuracy"]) for each in found if each["method"] == PEER)
+    points = sorted((each["fraction"], each["accuracy"]) for each in results if each["method"] == PEER)
     if points:
         axes.plot(*zip(*points, strict=True), "s-", color="black", label=PEER)
     axes.axhline(whole_accuracy, color="grey", linewidth=1)
     axes.text(FRACTIONS[-1], whole_accuracy, "not pruned", color="grey", va="bottom")
-    axes.set(xlabel="share of the layers' multiply-adds kept", ylabel="accuracy on test.txt, no training after pruning")
+    axes.set(xlabel="fraction of the layers' multiply-adds", ylabel="accuracy on test.txt, no training after pruning")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
 
 
-def targets(found: list[dict], whole_accuracy: float, steps: dict[str, Any]) -> list[dict]:
+def targets(results: list[dict], whole_accuracy: float, steps: dict[str, Any]) -> list[dict]:
     """Every target's name, what was measured (None: nothing), what it needs, and whether it is met."""
-    by_name = {(each["method"], each["fraction"]): each for each in found}
+    by_name = {(each["method"], each["fraction"]): each for each in results}
     ours = by_name.get((OURS, 0.6))
     leads = {}
     for other in (PEER, "magnitude", "random"):
@@ -227,11 +208,11 @@ def targets(found: list[dict], whole_accuracy: float, steps: dict[str, Any]) -> 
         ("latency_missed_at_target_0.5", steps.get("latency_missed"), 0.05, True),
         ("file_saved_by_vocabulary", steps.get("vocabulary_saved"), 1 / 3, False),
     ]
-    return [
-        {"target": name, "measured": value, "needs": needs, "at_most": at_most,
-         "met": value is not None and (value <= needs if at_most else value >= needs)}
-        for name, value, needs, at_most in measured
-    ]  # fmt: skip
+    rows = []
+    for name, value, needs, at_most in measured:
+        met = value is not None and (value <= needs if at_most else value >= needs)
+        rows.append({"target": name, "measured": value, "needs": needs, "at_most": at_most, "met": met})
+    return rows
 
 
 def main() -> None:
@@ -242,28 +223,25 @@ def main() -> None:
     args.work_dir.mkdir(parents=True, exist_ok=True)
     set_seed(args.seed)
     train, test = data.splits["train"], data.splits["test"]
-    chosen = shuffled_batches(lengths(train), BATCH, args.seed)[: ROWS // BATCH]
-    rows = [collate(train, indices, model.config.pad_token_id) for indices in chosen]
+    rows = list(sample_batches(train, ROWS, model.config.pad_token_id, args.seed, "collate"))
     whole = evaluate_logits(predict(model, test, make_accelerator("cpu", "fp32"), "whole"), test).accuracy
-    found = measure_methods(args, model, data, rows)
-    measure_shapes(args, model, data, found)
+    pruned = measure_methods(args, model, data, rows)
+    measure_shapes(args, model, data, pruned)
     steps = measure_steps(args.work_dir, args.config, args.data_dir, args.bert_output_dir, args.student_dir)
 
     results = Path(__file__).resolve().parent.parent / "results"
     results.mkdir(exist_ok=True)
-    met = targets(found, whole, steps)
+    target_rows = targets(pruned, whole, steps)
     settings = {"checkpoint": args.bert_output_dir, "data_dir": args.data_dir, "rows": ROWS, "seed": args.seed}
-    write_json(results / "pruning.json", {
-        "machine": describe_machine(), "settings": settings, "whole_accuracy": whole, "pruned": found, "steps": steps,
-        "targets": met,
-    })  # fmt: skip
+    content = {"machine": describe_machine(), "settings": settings, "whole_accuracy": whole, "pruned": pruned}
+    write_json(results / "pruning.json", content | {"steps": steps, "targets": target_rows})
     columns = ["method", "fraction", "macs", "accuracy", "latency", "seconds", "threads"]
     with atomic_file(results / "pruning.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(found)
-    draw(found, whole, results / "pruning.png")
-    for target in met:
+        writer.writerows(pruned)
+    draw(pruned, whole, results / "pruning.png")
+    for target in target_rows:
         print(target_line(target))
 
 

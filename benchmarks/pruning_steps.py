@@ -1,4 +1,4 @@
-"""The pruning targets that need training, timing or a file: each runs the project's own scripts, as a user would."""
+"""The pruning targets that need training, timing or a file: each runs the project's own scripts, as a user does."""
 
 import json
 import re
@@ -21,12 +21,12 @@ DISTILLATION = ["--kd_loss=mse", "--lr=2e-4", "--epoch=8", "--batch_size=64"]
 def measure_steps(work_dir: Path, config_path: str, data_dir: str, teacher: str, student: str) -> dict[str, Any]:
     """Accuracy and latency of a halved student, latency under --target_latency, file size without unused vocabulary.
 
-    Checkpoints and files that an earlier run finished in `work_dir` are taken as they are.
+    Checkpoints and files that an earlier run finished in `work_dir` are used again.
     """
     common = [f"--config={config_path}", f"--data_dir={data_dir}"]
     valid = load_data(data_dir, load_tokenizer(student, "--student_dir"), load_config(config_path).n_ctx)
 
-    def made(name: str, command: list[str], option: str) -> Path:
+    def run_once(name: str, command: list[str], option: str) -> Path:
         if not (work_dir / name).exists():
             with atomic_folder(work_dir / name) as folder:
                 run_script([*command, f"{option}={folder}"], work_dir / f"{name}.log")
@@ -48,15 +48,15 @@ def measure_steps(work_dir: Path, config_path: str, data_dir: str, teacher: str,
         return json.loads(path.read_text(encoding="utf-8"))["accuracy"]
 
     pruning = ["prune.py", *common]
-    start = made("halved-start", [*pruning, f"--bert_output_dir={student}", *HALVED], "--bert_output_dir_pruned")
+    start = run_once("halved-start", [*pruning, f"--bert_output_dir={student}", *HALVED], "--bert_output_dir_pruned")
     distilling = [
         "fastformers.py", *common, f"--teacher_config={config_path}", f"--teacher_bert_model_name_or_path={teacher}",
         f"--teacher_model_path={Path(teacher)}.pt", f"--bert_model_name_or_path={start}",
         f"--save_path={work_dir}/halved.pt", *DISTILLATION,
     ]  # fmt: skip
-    halved = made("halved", distilling, "--bert_output_dir")
+    halved = run_once("halved", distilling, "--bert_output_dir")
     budget = [*pruning, f"--bert_output_dir={teacher}", "--target_latency=0.5"]
-    faster = made("latency-0.5", budget, "--bert_output_dir_pruned")
+    faster = run_once("latency-0.5", budget, "--bert_output_dir_pruned")
     latencies = [ratio(faster, teacher) for _ in range(3)]
     return {
         "halved_accuracy": accuracy(halved) / accuracy(teacher),
@@ -68,7 +68,7 @@ def measure_steps(work_dir: Path, config_path: str, data_dir: str, teacher: str,
 
 
 def vocabulary_saved(work_dir: Path, config_path: str, data_dir: str, student: str) -> float:
-    """The share by which the int8 file shrinks without the tokens that the data set does not use."""
+    """The fraction of the int8 file's size that the tokens take which the data set does not use."""
     sizes = []
     source = Path(data_dir)
     for name, options in (("vocabulary-whole", ["--keep_layers=0,1,2"]), ("vocabulary-used", ["--prune_vocabulary"])):

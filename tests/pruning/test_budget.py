@@ -1,14 +1,9 @@
-"""What a budget leaves of every layer; targets on the command line."""
+"""What a budget leaves of every layer."""
 
 import pytest
 import torch
-from conftest import LABELS
 
-from utils.models.checkpoint import load_tokenizer
-from utils.models.classifier import load_model
-from utils.models.config import Config
-from utils.models.families import layer_shapes
-from utils.pruning.budget import NEURON_STEP, spread
+from utils.pruning.budget import NEURON_STEP, fit_macs, next_size, spread, uniform, unit_macs
 from utils.system.errors import UserError
 
 
@@ -30,100 +25,26 @@ def test_budget_counts_what_a_layer_costs():
     assert spread(heads, neurons, [30, 1], [1, 0.1], 0.5) == [(0, 64), (4, 64)]
 
 
-@pytest.mark.parametrize("options", [
-    ["--importance=first_order", "--no-recover"],
-    ["--importance=fisher", "--importance_target=logits"],
-    ["--importance=magnitude", "--normalize_importance"],
-    ["--importance=random"],
-])  # fmt: skip
-def test_uneven_budget_on_the_command_line(trained, options):
-    code, stderr = trained.prune("--target_macs=0.6", *options)
-    assert code == 0, stderr
-    pruned = load_model(str(trained.folder / "pruned"), "--flag", Config("bert", 16), LABELS)
-    shapes = layer_shapes(pruned)
-    # A head costs 4 * 32 * 8 MACs and a few more for scores, a neuron 2 * 32.
-    kept = sum(1024 * num_heads + 64 * num_neurons for num_heads, num_neurons in shapes) / (2 * (4096 + 4096))
-    assert 0.4 < kept < 0.75
-    assert trained.quantize()[0] == 0
+def test_the_same_numbers_in_every_layer():
+    shapes = [(4, 64), (2, 60)]
+    assert uniform(shapes, 1, 20) == [(1, 20), (1, 20)]
+    assert uniform(shapes, None, 20) == [(4, 20), (2, 20)]
+    assert uniform(shapes, 0, None) == [(0, 64), (0, 60)]
+    # Of three steps the first, and what is then left is two steps: 64, 49, 34, 20.
+    assert uniform(shapes, 1, 20, steps_left=3) == [(3, 49), (1, 46)]
+    assert [next_size(size, 20, steps) for size, steps in ((64, 3), (49, 2), (34, 1))] == [49, 34, 20]
+    assert next_size(32, 16, steps_left=3, multiple=8) == 24
 
 
-@pytest.mark.parametrize("options, shapes", [
-    (["--target_num_heads=0"], [(0, 64), (0, 64)]),
-    (["--target_num_heads=1", "--target_ffn_dim=24", "--iterations=3", "--lr=1e-3"], [(1, 24), (1, 24)]),
-    (["--target_hidden_size=16"], [(4, 64), (4, 64)]),
-    (["--target_hidden_size=8", "--target_ffn_dim=10", "--iterations=2"], [(4, 10), (4, 10)]),
-])  # fmt: skip
-def test_other_targets_on_the_command_line(trained, options, shapes):
-    code, stderr = trained.prune(*options)
-    assert code == 0, stderr
-    pruned = load_model(str(trained.folder / "pruned"), "--flag", Config("bert", 16), LABELS)
-    assert layer_shapes(pruned) == shapes
-    assert trained.quantize()[0] == 0
-
-
-def test_a_pruned_model_goes_on(trained):
-    """It can be distilled and pruned again."""
-    assert trained.prune("--target_macs=0.4")[0] == 0
-    code, stderr = trained.distill(start=str(trained.folder / "pruned"))
-    assert code == 0, stderr
-    code, stderr = trained.prune("--target_num_heads=0", "--target_hidden_size=24", source="student", out="again")
-    assert code == 0, stderr
-    assert trained.train(f"--bert_model_name_or_path={trained.folder / 'again'}", out="tuned")[0] == 0
-    assert trained.evaluate(source="tuned")[0] == 0
-
-
-def test_latency_budget(trained, monkeypatch):
-    """On a machine whose latencies are known: a head takes 2 ms, 32 neurons 3, everything else 1."""
-    monkeypatch.setattr("utils.pruning.latency_budget.measure_latencies", lambda models, split: [
-        1 + sum(2 * heads + 3 * neurons / 32 for heads, neurons in layer_shapes(model)) for model in models
-    ])  # fmt: skip
-    code, stderr = trained.prune("--target_latency=0.5")
-    assert code == 0, stderr
-    pruned = load_model(str(trained.folder / "pruned"), "--flag", Config("bert", 16), LABELS)
-    left = 1 + sum(2 * heads + 3 * neurons / 32 for heads, neurons in layer_shapes(pruned))
-    assert 0.4 < left / 29 <= 0.55
-    code, stderr = trained.prune("--target_latency=0.01", out="none")
-    assert code == 2 and "a latency of 0.01" in stderr and not (trained.folder / "none").exists()
-
-
-def test_latencies_are_of_the_models_asked_for(trained):
-    from utils.data.tables import load_data
-    from utils.pruning.latency_budget import measure_latencies, measure_table, shaped
-
-    config = Config("bert", 16)
-    model = load_model(str(trained.folder / "teacher"), "--flag", config, LABELS)
-    valid = load_data(trained.data, load_tokenizer(trained.encoder, "--flag"), 16).splits["valid"]
-    assert layer_shapes(shaped(model, [(0, 32), (3, 64)])) == [(0, 32), (3, 64)]
-    assert len(measure_latencies([model, shaped(model, [(0, 32), (3, 64)])], valid)) == 2
-    table = measure_table(model, valid)
-    assert len(table.heads) == len(table.neurons) == 2 and min(table.heads + table.neurons) > 0
-
-
-def test_impossible_targets(trained):
-    for options, part in [
-        (["--target_hidden_size=12"], "multiple of 8"),
-        (["--target_hidden_size=64"], "--target_hidden_size=64"),
-        (["--target_num_heads=-1"], "below 0"),
-        (["--target_macs=0.5", "--target_latency=0.5"], "--target_latency"),
-        (["--target_latency=0.5", "--target_ffn_dim=8"], "--target_ffn_dim"),
-        (["--target_latency=1.5"], "--target_latency"),
-        (["--keep_layers=0,0"], "--keep_layers=0,0"),
-        (["--keep_layers=0,2"], "--keep_layers=0,2"),
-        (["--iterations=0", "--target_num_heads=2"], "--iterations"),
-    ]:
-        code, stderr = trained.prune(*options, out="none")
-        assert code == 2 and part in stderr and "Traceback" not in stderr
-    assert not (trained.folder / "none").exists()
-
-
-def test_impossible_budgets(trained):
-    for option, part in [
-        ("--target_macs=0", "--target_macs"),
-        ("--target_macs=1.5", "--target_macs"),
-        ("--target_macs=0.05", "raise it"),
-    ]:
-        code, stderr = trained.prune(option, out="none")
-        assert code == 2 and part in stderr and "Traceback" not in stderr
-    code, stderr = trained.prune("--target_macs=0.5", "--target_num_heads=2", out="none")
-    assert code == 2 and "--target_num_heads" in stderr
-    assert not (trained.folder / "none.pt").exists()
+def test_a_budget_of_macs(model):
+    """A head has 4 projections of 32 x 8 weights, and for each of 10 tokens a score and a product of 8 values each."""
+    assert unit_macs(model, 10) == (4 * 32 * 8 + 2 * 10 * 8, 2 * 32)
+    heads = [torch.tensor([4.0, 3, 2, 1.5]), torch.tensor([4.0, 3, 2, 1])]
+    neurons = [torch.full((64,), 1e-9)] * 2
+    # All heads and the 32 neurons of each layer that always stay.
+    fraction = (4 * 1184 + 32 * 64) / (4 * 1184 + 64 * 64)
+    assert fit_macs(model, heads, neurons, fraction, 10) == [(4, 32), (4, 32)]
+    # One head less.
+    assert fit_macs(model, heads, neurons, fraction - 0.01, 10) == [(4, 32), (3, 32)]
+    with pytest.raises(UserError, match="raise it"):
+        fit_macs(model, heads, neurons, 0.1, 10)

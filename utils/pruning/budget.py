@@ -1,39 +1,80 @@
-"""Spread a budget, of multiply-accumulates (MACs) or milliseconds, over the heads and neurons of all layers."""
+"""How many heads and neurons each layer keeps: the same numbers in all of them, or a budget spread over them.
+
+A budget is of multiply-accumulates (MACs) here, of milliseconds in latency_budget.py.
+"""
 
 import torch
+from transformers import PreTrainedModel
 
+from utils.models.families import head_size_of, layer_shapes
 from utils.pruning.importance import Importance
 from utils.system.errors import UserError
 
-# Neurons are kept by whole steps: matrix products compute in blocks of about this many columns.
+# The number of neurons is a multiple of this: matrix products are computed in blocks of about this many columns.
 NEURON_STEP = 32
 
-
-def head_macs(hidden_size: int, head_size: int, length: float) -> float:
-    """MACs a token of one attention head in rows of `length` tokens: its four projections, scores and context."""
-    return 4 * hidden_size * head_size + 2 * length * head_size
+Shapes = list[tuple[int, int]]  # (heads, neurons) of every layer
 
 
-def neuron_macs(hidden_size: int) -> float:
-    """MACs a token of one FFN neuron."""
-    return 2 * hidden_size
+def next_size(size: int, target: int, steps_left: int, multiple: int = 1) -> int:
+    """What the first of `steps_left` equal steps from `size` to `target` leaves: `target` plus a multiple of one."""
+    return target + (size - target) * (steps_left - 1) // steps_left // multiple * multiple
+
+
+def uniform(shapes: Shapes, num_heads: int | None, num_neurons: int | None, steps_left: int = 1) -> Shapes:
+    """The same number of heads and of neurons for every layer; of None, a layer keeps what it has in `shapes`.
+
+    Where more than one step is left, the numbers after the first of so many equal steps.
+    """
+    return [
+        (
+            heads if num_heads is None else next_size(heads, num_heads, steps_left),
+            neurons if num_neurons is None else next_size(neurons, num_neurons, steps_left),
+        )
+        for heads, neurons in shapes
+    ]
+
+
+def unit_macs(model: PreTrainedModel, length: float) -> tuple[float, float]:
+    """MACs a token of one attention head and of one FFN neuron, in rows of `length` tokens.
+
+    A head has four projections, the scores and their product with the values; a neuron has two columns of weights.
+    """
+    hidden_size, head_size = model.config.hidden_size, head_size_of(model)
+    return 4 * hidden_size * head_size + 2 * length * head_size, 2 * hidden_size
+
+
+def fit_macs(model: PreTrainedModel, heads: Importance, neurons: Importance, fraction: float, length: float) -> Shapes:
+    """Numbers of heads and neurons to keep in every layer, so that the layers do `fraction` of their MACs.
+
+    Args:
+        heads, neurons: scores, a tensor a layer; those of heads and of neurons are comparable.
+        length: mean tokens of a row.
+
+    Raises:
+        UserError: the budget is below the MACs of the smallest model.
+    """
+    head, neuron = unit_macs(model, length)
+    num_layers = len(layer_shapes(model))
+    return spread(heads, neurons, [head] * num_layers, [neuron] * num_layers, fraction)
 
 
 def spread(
     heads: Importance, neurons: Importance, head_costs: list[float], neuron_costs: list[float], fraction: float
-) -> list[tuple[int, int]]:
+) -> Shapes:
     """Numbers of heads and neurons to keep in every layer, so that they cost `fraction` of what all of them do.
 
-    Scores add up, so this is a knapsack: heads and neurons are taken by score a cost, as long as they fit (Dantzig
-    1957), which misses the best choice by less than one head. Kwon et al. 2022 (algorithm 1) find the same where all
-    layers cost alike. Every layer keeps at least `NEURON_STEP` neurons; one may lose all of its heads.
+    Scores add up, so this is a knapsack problem: heads and neurons are taken in the order of score divided by cost, as
+    long as they fit (Dantzig 1957), which misses the best choice by less than one head. Kwon et al. 2022 (algorithm 1)
+    find the same where all layers cost the same. Every layer keeps at least `NEURON_STEP` neurons; it may lose all of
+    its heads.
 
     Args:
-        heads, neurons: importance, a tensor a layer; of heads and neurons on one scale.
-        head_costs, neuron_costs: of one, in every layer, in MACs or anything else.
+        heads, neurons: scores, a tensor a layer; those of heads and of neurons are comparable.
+        head_costs, neuron_costs: of one head and of one neuron in every layer, in MACs or any other unit.
 
     Raises:
-        UserError: the budget is below the smallest model's cost.
+        UserError: the budget is below the cost of the smallest model.
     """
     floors = [min(NEURON_STEP, len(scores)) for scores in neurons]
     whole = sum(
@@ -59,10 +100,11 @@ def spread(
             budget -= cost
             counts[0 if is_head else 1, layer] += 1
     return [
-        (int(num_heads), _stepped(int(num_neurons), len(scores)))
+        (int(num_heads), _rounded(int(num_neurons), len(scores)))
         for num_heads, num_neurons, scores in zip(*counts, neurons, strict=True)
     ]
 
 
-def _stepped(count: int, most: int) -> int:
-    return min(most, max(1, round(count / NEURON_STEP)) * NEURON_STEP)
+def _rounded(count: int, size: int) -> int:
+    """The nearest multiple of `NEURON_STEP`, at least one and at most all of the layer's neurons."""
+    return min(size, max(1, round(count / NEURON_STEP)) * NEURON_STEP)

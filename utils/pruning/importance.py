@@ -1,4 +1,8 @@
-"""How much each attention head and FFN neuron matters: from the gradient of the loss with respect to a mask on it."""
+"""How much each attention head, FFN neuron and hidden unit matters to the loss.
+
+Gradients with respect to a mask of ones, after Michel et al. 2019 (arXiv 1905.10650) and Kwon et al. 2022 (arXiv
+2204.09656), or a baseline, give a score to each; the scores say which to keep.
+"""
 
 from collections.abc import Callable, Iterable
 
@@ -10,7 +14,7 @@ from transformers import PreTrainedModel
 from utils.models.classifier import model_inputs
 from utils.models.families import family_of, head_size_of, layer_shapes, layers_of
 
-Importance = list[torch.Tensor]  # one tensor a layer
+Importance = list[torch.Tensor]  # for every layer the scores of its heads [heads], or of its neurons [neurons]
 
 
 def mask_gradients(
@@ -18,14 +22,17 @@ def mask_gradients(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Gradient of each row's cross-entropy with respect to a mask of ones on every head and neuron.
 
-    A mask value a row gives the gradient of every row from one backward pass a batch.
+    Every row has a mask value of its own, so one backward pass gives the gradients of all rows of a batch.
 
     Args:
         batches: of `utils.data.tables.collate`.
-        target: `labels`, or `logits` for the model's own predictions, which needs no labels.
+        target: `labels`, or `logits` to take the model's own predictions as labels.
 
     Returns:
-        For every layer a tensor [rows, heads] and a tensor [rows, neurons], on the CPU.
+        For every layer a tensor [rows, heads], and for every layer a tensor [rows, neurons], on the CPU.
+
+    Raises:
+        UserError: the model's family is not in `utils.models.families`.
     """
     family, head_size = family_of(model), head_size_of(model)
     layers = layers_of(model)
@@ -34,18 +41,21 @@ def mask_gradients(
     for index, layer in enumerate(layers):
         hooks.append(_mask_inputs(layer.get_submodule(family.attention_output), masks, index, head_size))
         hooks.append(_mask_inputs(layer.get_submodule(family.ffn_output), masks, len(layers) + index, 1))
-    whole = _row_gradients(model, batches, target, masks, hooks)
-    return whole[: len(layers)], whole[len(layers) :]
+    gradients = _row_gradients(model, batches, target, masks, hooks)
+    return gradients[: len(layers)], gradients[len(layers) :]
 
 
 def width_gradients(
     model: PreTrainedModel, batches: Iterable[dict], target: str = "labels"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `mask_gradients`, of a mask on the hidden units, one for the embeddings and all layers together, and of one on
-    the units between the classifier's two layers.
+    """As `mask_gradients`, with respect to two other masks: one on the hidden units, the same in the embeddings and in
+    all layers, and one on the units between the classifier's two layers.
 
     Returns:
-        [rows, hidden size] and the same again, on the CPU.
+        [rows, hidden size] and [rows, units of the classifier], on the CPU.
+
+    Raises:
+        UserError: the model's family is not in `utils.models.families`.
     """
     family = family_of(model)
     masks: list[torch.Tensor] = [torch.empty(0)] * 2
@@ -56,27 +66,31 @@ def width_gradients(
         layer.get_submodule(path) for layer in layers_of(model) for path in (family.attention_norm, family.ffn_norm)
     ]
 
-    def start(module: nn.Module, arguments: tuple, states: torch.Tensor) -> torch.Tensor:
+    def new_mask(module: nn.Module, arguments: tuple, states: torch.Tensor) -> torch.Tensor:
         masks[0] = torch.ones(states.shape[0], states.shape[-1], device=states.device, requires_grad=True)
         return states * masks[0][:, None, :]
 
-    def go_on(module: nn.Module, arguments: tuple, states: torch.Tensor) -> torch.Tensor:
+    def same_mask(module: nn.Module, arguments: tuple, states: torch.Tensor) -> torch.Tensor:
         return states * masks[0][:, None, :]
 
-    def at_classifier(module: nn.Module, arguments: tuple) -> tuple:
+    def classifier_mask(module: nn.Module, arguments: tuple) -> tuple:
         masks[1] = torch.ones_like(arguments[0], requires_grad=True)
         return (arguments[0] * masks[1],)
 
-    hooks = [embeddings.register_forward_hook(start), *(norm.register_forward_hook(go_on) for norm in norms)]
-    hooks.append(model.get_submodule(family.head_output).register_forward_pre_hook(at_classifier))
-    hidden, head = _row_gradients(model, batches, target, masks, hooks)
-    return hidden, head
+    hooks = [embeddings.register_forward_hook(new_mask), *(norm.register_forward_hook(same_mask) for norm in norms)]
+    hooks.append(model.get_submodule(family.head_output).register_forward_pre_hook(classifier_mask))
+    hidden_units, classifier_units = _row_gradients(model, batches, target, masks, hooks)
+    return hidden_units, classifier_units
 
 
 def _row_gradients(
     model: PreTrainedModel, batches: Iterable[dict], target: str, masks: list[torch.Tensor], hooks: list
 ) -> list[torch.Tensor]:
-    """Gradients of every row's cross-entropy with respect to the masks that `hooks` leave in `masks` at each call."""
+    """Gradients of every row's cross-entropy with respect to the masks that `hooks` put into `masks` at each call.
+
+    Returns:
+        For every mask a tensor [rows, width of the mask], on the CPU; the hooks are removed.
+    """
     model.eval()
     gradients: list[list[torch.Tensor]] = []
     try:
@@ -91,21 +105,37 @@ def _row_gradients(
     return [torch.cat(parts) for parts in zip(*gradients, strict=True)]
 
 
-def first_order(gradients: torch.Tensor) -> torch.Tensor:
-    """Mean over rows of |gradient|: Michel et al. 2019 (equation 2), used by FastFormers (section 3.2)."""
+def first_order_scores(gradients: torch.Tensor) -> torch.Tensor:
+    """Mean over rows of |gradient|: Michel et al. 2019 (equation 2), used by FastFormers (section 3.2).
+
+    Gradients are [rows, units], scores [units].
+    """
     return gradients.abs().mean(0)
 
 
-def fisher(gradients: torch.Tensor) -> torch.Tensor:
-    """Mean over rows of the squared gradient, the Fisher information's diagonal: Kwon et al. 2022 (section 4.1)."""
+def fisher_scores(gradients: torch.Tensor) -> torch.Tensor:
+    """Mean over rows of the squared gradient, the Fisher information's diagonal: Kwon et al. 2022 (section 4.1).
+
+    Gradients are [rows, units], scores [units].
+    """
     return gradients.square().mean(0)
 
 
-GRADIENT_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"first_order": first_order, "fisher": fisher}
+GRADIENT_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "first_order": first_order_scores,
+    "fisher": fisher_scores,
+}
 
 
-def magnitudes(model: PreTrainedModel) -> tuple[Importance, Importance]:
-    """Baseline: the Frobenius norm of all weights that a head or a neuron has."""
+def magnitude_scores(model: PreTrainedModel) -> tuple[Importance, Importance]:
+    """Baseline: the Frobenius norm of all weights that a head or a neuron has, after Han et al. 2015 (single weights).
+
+    Returns:
+        For every layer the scores of its heads [heads], and for every layer those of its neurons [neurons], on the CPU.
+
+    Raises:
+        UserError: the model's family is not in `utils.models.families`.
+    """
     family, head_size = family_of(model), head_size_of(model)
     heads, neurons = [], []
     for layer in layers_of(model):
@@ -121,45 +151,53 @@ def magnitudes(model: PreTrainedModel) -> tuple[Importance, Importance]:
 
 
 def random_scores(model: PreTrainedModel, seed: int) -> tuple[Importance, Importance]:
-    """Baseline: uniform random numbers."""
+    """Baseline: random numbers, uniform from 0 to 1, the same for the same seed and shapes.
+
+    Returns:
+        For every layer the scores of its heads [heads], and for every layer those of its neurons [neurons], on the CPU.
+
+    Raises:
+        UserError: the model's family is not in `utils.models.families`.
+    """
     generator = torch.Generator().manual_seed(seed)
     shapes = layer_shapes(model)
     heads = [torch.rand(num_heads, generator=generator) for num_heads, _ in shapes]
     return heads, [torch.rand(num_neurons, generator=generator) for _, num_neurons in shapes]
 
 
-def normalized(scores: Importance) -> Importance:
-    """Scores that sum to 1 in every layer, so that no layer is pruned for its gradients' scale alone."""
+def normalize_layers(scores: Importance) -> Importance:
+    """Scale the scores of every layer to sum to 1, so that no layer is pruned only because its gradients are small."""
     return [values / values.sum().clamp(min=torch.finfo(values.dtype).tiny) for values in scores]
 
 
-def most_important(importance: torch.Tensor, kept: int) -> torch.Tensor:
-    """Indices of the `kept` largest values, in ascending order: what stays keeps its order."""
-    return importance.topk(kept).indices.sort().values
+def most_important(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices [count] of the largest of scores [units], in ascending order: the units that stay keep their order."""
+    return scores.topk(count).indices.sort().values
 
 
-def rearranged(gradients: torch.Tensor, kept: int) -> torch.Tensor:
-    """Indices of `kept` heads or neurons of one layer, ascending, that together matter most.
+def most_important_together(gradients: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices [count] of the heads or neurons of one layer that together matter most, in ascending order.
 
-    Greedy on the layer's whole Fisher information instead of its diagonal, so that of two which do the same one is
-    enough: Kwon et al. 2022 (section 4.2). Takes out what raises the quadratic form of what is pruned the least.
+    Uses the layer's whole Fisher information instead of its diagonal, so that of two heads which do the same one is
+    enough: Kwon et al. 2022 (section 4.2). Greedy: prunes, one after the other, the head or neuron that adds least to
+    the quadratic form of all pruned ones.
 
     Args:
         gradients: of `mask_gradients`, [rows, heads or neurons].
     """
     information = gradients.double().T @ gradients.double() / len(gradients)
-    alive = torch.ones(len(information), dtype=torch.bool)
-    # Of adding i to the pruned set P: I_ii + 2 * (sum over j in P of I_ij).
+    remains = torch.ones(len(information), dtype=torch.bool)
+    # What pruning i adds, where the set P is pruned: I_ii + 2 * (sum over j in P of I_ij).
     cost = information.diagonal().clone()
-    for _ in range(len(information) - kept):
-        out = int(torch.where(alive, cost, torch.inf).argmin())
-        alive[out] = False
-        cost += 2 * information[out]
-    return alive.nonzero().flatten()
+    for _ in range(len(information) - count):
+        cheapest = int(torch.where(remains, cost, torch.inf).argmin())
+        remains[cheapest] = False
+        cost += 2 * information[cheapest]
+    return remains.nonzero().flatten()
 
 
 def _mask_inputs(linear: nn.Linear, masks: list[torch.Tensor], index: int, width: int):
-    """Multiply a Linear's input [batch, length, n * width] by a fresh mask of ones [batch, n], left in masks[index]."""
+    """Multiply a Linear's input [batch, length, n * width] by a new mask of ones [batch, n], put into masks[index]."""
 
     def hook(module: nn.Linear, arguments: tuple) -> tuple:
         (states,) = arguments

@@ -1,4 +1,4 @@
-"""A budget of milliseconds: what heads and neurons cost on this machine, in the int8 engine that will run them."""
+"""A budget of milliseconds: how long heads and neurons take on this machine, in the int8 engine that will run them."""
 
 import copy
 import logging
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import datasets
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from utils.data.tables import lengths
@@ -16,16 +15,15 @@ from utils.export.int8 import WEIGHT_BITS, Recipe, detect_cpu, quantize_int8
 from utils.export.plain import open_graph
 from utils.measuring.timing import single_rows, timed_in_turns
 from utils.models.families import layer_shapes
-from utils.pruning.budget import NEURON_STEP, spread
+from utils.pruning.budget import NEURON_STEP, Shapes, spread
 from utils.pruning.importance import Importance
-from utils.pruning.narrow import narrow_layer
+from utils.pruning.narrow import shape_like
 from utils.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 TIMED_ROWS, REPEATS = 60, 7
 CLOSE_ENOUGH, ATTEMPTS = 0.03, 5
-Shapes = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -38,18 +36,20 @@ class LatencyTable:
     whole: float
 
 
-def shaped(model: PreTrainedModel, shapes: Shapes) -> PreTrainedModel:
-    """A copy whose layers have these numbers of heads and neurons, whichever: latency does not depend on weights."""
+def narrow_copy(model: PreTrainedModel, shapes: Shapes) -> PreTrainedModel:
+    """A copy on the CPU whose layers have these numbers of (heads, neurons), for timing: any of them take as long."""
     smaller = copy.deepcopy(model).cpu()
-    for index, (num_heads, num_neurons) in enumerate(shapes):
-        narrow_layer(smaller, index, torch.arange(num_heads), torch.arange(num_neurons))
+    shape_like(smaller, shapes)
     return smaller
 
 
 def measure_latencies(models: list[PreTrainedModel], split: datasets.Dataset) -> list[float]:
-    """Mean milliseconds of every model's int8 graph over rows of evenly spread lengths, one at a time, taking turns.
+    """Mean milliseconds of every model's int8 graph over rows of evenly spread lengths, one row at a time, in turns.
 
-    Of each row the median of its repeats counts, so that a busy moment of the machine does not.
+    A row's latency is the median of its repeats, so that a busy moment of the machine does not count.
+
+    Raises:
+        UserError: the family of a model is not in `utils.models.families`.
     """
     bits = WEIGHT_BITS[detect_cpu()]
     engines = [
@@ -65,9 +65,9 @@ def measure_latencies(models: list[PreTrainedModel], split: datasets.Dataset) ->
 
 
 def measure_table(model: PreTrainedModel, split: datasets.Dataset) -> LatencyTable:
-    """Time the model whole and without most of its parts, and take the differences.
+    """Time the whole model, and without its heads or most of its neurons, and take the differences.
 
-    The last layer is apart from the others: it computes its query and its FFN for one row only.
+    The last layer is timed apart from the others: it computes its query and its FFN for the first token only.
     """
     shapes = layer_shapes(model)
     floors = [min(NEURON_STEP, num_neurons) for _, num_neurons in shapes]
@@ -76,13 +76,13 @@ def measure_table(model: PreTrainedModel, split: datasets.Dataset) -> LatencyTab
     for group in groups:
         variants.append([(0 if i in group else h, n) for i, (h, n) in enumerate(shapes)])
         variants.append([(h, floors[i] if i in group else n) for i, (h, n) in enumerate(shapes)])
-    whole, *without = measure_latencies([shaped(model, variant) for variant in variants], split)
+    whole, *without = measure_latencies([narrow_copy(model, variant) for variant in variants], split)
     heads, neurons = [0.0] * len(shapes), [0.0] * len(shapes)
     for group, no_heads, no_neurons in zip(groups, without[::2], without[1::2], strict=True):
         num_heads = sum(shapes[i][0] for i in group)
         num_neurons = sum(shapes[i][1] - floors[i] for i in group)
         for i in group:
-            # Never free: noise may have made the smaller model the slower one.
+            # Above 0 always: noise may have made the smaller model the slower one.
             heads[i] = max(whole - no_heads, 1e-3 * whole) / max(num_heads, 1)
             neurons[i] = max(whole - no_neurons, 1e-3 * whole) / max(num_neurons, 1)
     in_layers = sum(h * heads[i] + n * neurons[i] for i, (h, n) in enumerate(shapes))
@@ -95,15 +95,15 @@ def fit_latency(
     """Numbers of heads and neurons to keep in every layer, so that the int8 model takes `fraction` of the whole one's
     latency on this machine.
 
-    The table of costs is linear and the machine is not, so what it plans is timed beside the whole model, and the plan
-    is mended by what was missed.
+    The table of costs is linear and the machine is not, so the shapes that it gives are timed beside the whole model,
+    and the next attempt aims lower or higher by the difference.
 
     Args:
-        heads, neurons: importance, a tensor a layer; of heads and neurons on one scale.
+        heads, neurons: scores, a tensor a layer; those of heads and of neurons are comparable.
         split: rows to time.
 
     Raises:
-        UserError: the budget is below the smallest model's latency.
+        UserError: the budget is below the latency of the smallest model.
     """
     table = measure_table(model, split)
     logger.info(
@@ -120,7 +120,7 @@ def fit_latency(
             if best[0] < math.inf:
                 break
             raise UserError(f"a latency of {fraction:g} of the whole model's cannot be reached: {error}") from error
-        whole, smaller = measure_latencies([model, shaped(model, shapes)], split)
+        whole, smaller = measure_latencies([model, narrow_copy(model, shapes)], split)
         logger.info("[Latency] : planned %.3f, measured %.3f of the whole model's", aim, smaller / whole)
         missed = smaller / whole - fraction
         best = min(best, (abs(missed), shapes))

@@ -1,6 +1,6 @@
-"""Cutting a model down, in place: layers, attention heads, FFN neurons, hidden size.
+"""Cut a model down, in place, to given layers, attention heads, FFN neurons and hidden units.
 
-Which of them to cut is chosen elsewhere (importance.py, budget.py); here what is chosen is done.
+importance.py and budget.py choose them; nothing is chosen here.
 """
 
 import torch
@@ -11,21 +11,34 @@ from utils.models.families import family_of, head_size_of, layers_of
 from utils.models.modeling_pruned import drop_attention, resize_linear
 
 
-def narrow_linear(linear: nn.Linear, kept: torch.Tensor, dim: int) -> None:
-    """Keep only the rows (`dim` 0, outputs) or columns (`dim` 1, inputs) `kept` of a Linear's weight, in place."""
+def narrow_linear(linear: nn.Linear, indices: torch.Tensor, dim: int) -> None:
+    """Keep only some rows (`dim` 0, outputs) or columns (`dim` 1, inputs) of a Linear's weight, in place.
+
+    Args:
+        indices: of these rows or columns, in their new order, on the device of the weight.
+    """
     weight, bias = linear.weight.detach(), linear.bias.detach()
-    resize_linear(linear, weight.index_select(dim, kept), bias.index_select(0, kept) if dim == 0 else bias)
+    resize_linear(linear, weight.index_select(dim, indices), bias.index_select(0, indices) if dim == 0 else bias)
 
 
 def narrow_layer(model: PreTrainedModel, index: int, heads: torch.Tensor, neurons: torch.Tensor) -> None:
-    """Keep only the attention heads and FFN neurons with these indices in one layer, in place.
+    """Keep only some attention heads and FFN neurons of one layer, in place.
 
-    A family's self-attention infers its number of heads from the width of the query projection, so narrower
-    Linear layers are all it takes; where no head is left, the self-attention itself goes.
+    transformers' self-attention infers its number of heads from the width of the query projection, so narrower Linear
+    layers are enough; where no head is left, the self-attention is removed.
+
+    Args:
+        index: the layer's number, from 0.
+        heads, neurons: indices of those to keep, int64 [heads] and [neurons], on the model's device; there may be no
+            head.
+
+    Raises:
+        UserError: the model's family is not in `utils.models.families`.
+        IndexError: the layer has fewer heads or neurons than an index says.
     """
     family, head_size, layer = family_of(model), head_size_of(model), layers_of(model)[index]
     columns = (heads[:, None] * head_size + torch.arange(head_size, device=heads.device)).flatten()
-    for path, kept, dim in [
+    for path, indices, dim in [
         (family.query, columns, 0),
         (family.key, columns, 0),
         (family.value, columns, 0),
@@ -33,52 +46,72 @@ def narrow_layer(model: PreTrainedModel, index: int, heads: torch.Tensor, neuron
         (family.ffn_input, neurons, 0),
         (family.ffn_output, neurons, 1),
     ]:
-        narrow_linear(layer.get_submodule(path), kept, dim)
+        narrow_linear(layer.get_submodule(path), indices, dim)
     if not len(heads):
         drop_attention(layer, family.self_attention)
 
 
-def narrow_width(model: PreTrainedModel, kept: torch.Tensor, head_kept: torch.Tensor) -> None:
-    """Keep only these of the encoder's hidden units, and of the classifier's, in place.
+def narrow_width(model: PreTrainedModel, hidden_units: torch.Tensor, classifier_units: torch.Tensor) -> None:
+    """Keep only some of the encoder's hidden units, and of the classifier's, in place.
 
     Args:
-        kept: indices of hidden units, the same in the embeddings and every layer; as many as whole attention heads of
-            the model's head size are wide, since transformers derives the one from the other.
-        head_kept: as many indices of the units between the classifier's two layers.
+        hidden_units: indices of those to keep, int64 [hidden units], the same in the embeddings and in every layer; a
+            multiple of the head size, since transformers computes the head size from the hidden size.
+        classifier_units: as many indices of the units between the classifier's two layers.
+
+    Raises:
+        UserError: the model's family is not in `utils.models.families`.
+        IndexError: the model has fewer units than an index says.
     """
     family, head_size = family_of(model), head_size_of(model)
     embeddings = model.get_submodule(family.embeddings)
     has_project = family.embeddings_project in dict(model.named_modules())
     if has_project:
-        narrow_linear(model.get_submodule(family.embeddings_project), kept, 0)
+        narrow_linear(model.get_submodule(family.embeddings_project), hidden_units, 0)
     else:
         for table in (module for module in embeddings.children() if isinstance(module, nn.Embedding)):
-            table.weight = nn.Parameter(table.weight.detach()[:, kept].clone())
-            table.embedding_dim = len(kept)
-        _narrow_norm(embeddings.LayerNorm, kept)
+            table.weight = nn.Parameter(table.weight.detach()[:, hidden_units].clone())
+            table.embedding_dim = len(hidden_units)
+        _narrow_norm(embeddings.LayerNorm, hidden_units)
     for layer in layers_of(model):
         for path in (family.query, family.key, family.value, family.ffn_input):
-            narrow_linear(layer.get_submodule(path), kept, 1)
+            narrow_linear(layer.get_submodule(path), hidden_units, 1)
         for path in (family.attention_output, family.ffn_output):
-            narrow_linear(layer.get_submodule(path), kept, 0)
+            narrow_linear(layer.get_submodule(path), hidden_units, 0)
         for path in (family.attention_norm, family.ffn_norm):
-            _narrow_norm(layer.get_submodule(path), kept)
-    narrow_linear(model.get_submodule(family.head_dense), kept, 1)
-    narrow_linear(model.get_submodule(family.head_dense), head_kept, 0)
-    narrow_linear(model.get_submodule(family.head_output), head_kept, 1)
-    model.config.hidden_size = len(kept)
-    model.config.num_attention_heads = len(kept) // head_size
+            _narrow_norm(layer.get_submodule(path), hidden_units)
+    narrow_linear(model.get_submodule(family.head_dense), hidden_units, 1)
+    narrow_linear(model.get_submodule(family.head_dense), classifier_units, 0)
+    narrow_linear(model.get_submodule(family.head_output), classifier_units, 1)
+    model.config.hidden_size = len(hidden_units)
+    model.config.num_attention_heads = len(hidden_units) // head_size
     if not has_project and hasattr(model.config, "embedding_size"):
-        model.config.embedding_size = len(kept)
+        model.config.embedding_size = len(hidden_units)
 
 
-def keep_layers(model: PreTrainedModel, kept: list[int]) -> None:
-    """Keep only the encoder layers with these indices, in this order, in place."""
+def shape_like(model: PreTrainedModel, shapes: list[tuple[int, int]], hidden_size: int | None = None) -> None:
+    """Give the layers these numbers of (heads, neurons), and the encoder this hidden size, in place.
+
+    The first ones stay: for what does not depend on which, such as latency, or where weights are loaded afterwards.
+    """
+    if hidden_size is not None and hidden_size < model.config.hidden_size:
+        units = torch.arange(hidden_size, device=model.device)
+        narrow_width(model, units, units)
+    for index, counts in enumerate(shapes):
+        narrow_layer(model, index, *(torch.arange(count, device=model.device) for count in counts))
+
+
+def keep_layers(model: PreTrainedModel, indices: list[int]) -> None:
+    """Keep only the encoder layers with these indices, in this order, in place.
+
+    Raises:
+        UserError: the model's family is not in `utils.models.families`.
+    """
     layers = layers_of(model)
-    model.set_submodule(family_of(model).layers, nn.ModuleList([layers[i] for i in kept]))
-    model.config.num_hidden_layers = len(kept)
+    model.set_submodule(family_of(model).layers, nn.ModuleList([layers[i] for i in indices]))
+    model.config.num_hidden_layers = len(indices)
 
 
-def _narrow_norm(norm: nn.LayerNorm, kept: torch.Tensor) -> None:
-    norm.weight, norm.bias = nn.Parameter(norm.weight.detach()[kept]), nn.Parameter(norm.bias.detach()[kept])
-    norm.normalized_shape = (len(kept),)
+def _narrow_norm(norm: nn.LayerNorm, indices: torch.Tensor) -> None:
+    norm.weight, norm.bias = nn.Parameter(norm.weight.detach()[indices]), nn.Parameter(norm.bias.detach()[indices])
+    norm.normalized_shape = (len(indices),)

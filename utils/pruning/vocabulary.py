@@ -1,6 +1,6 @@
-"""Take the tokens that never occur in given texts out of a tokenizer and out of a model's word embeddings.
+"""Remove the tokens that never occur in given texts from a tokenizer and from a model's word embeddings.
 
-Of the vocabulary's other tokens stay the special ones and the single characters, so that any text can still be spelled.
+Special tokens and single characters stay in any case, so that every text can still be spelled.
 """
 
 import json
@@ -16,23 +16,26 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from utils.models.families import family_of
 from utils.system.errors import UserError
 
-# What a token begins with that continues a word, or that begins one.
+# The marks, at the beginning of a token, that it continues a word (WordPiece) or begins one (BPE).
 MARKS = ("##", "Ġ", "▁")
 
 
 def used_ids(splits: Iterable) -> np.ndarray:
     """The distinct token ids of tokenized tables of `utils.data.tables`, ascending."""
-    found = [np.unique(split.data.column("input_ids").combine_chunks().flatten().to_numpy()) for split in splits]
-    return np.unique(np.concatenate(found))
+    ids = [np.unique(split.data.column("input_ids").combine_chunks().flatten().to_numpy()) for split in splits]
+    return np.unique(np.concatenate(ids))
 
 
 def smaller_tokenizer(
     tokenizer: PreTrainedTokenizerFast, used: np.ndarray
 ) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """A tokenizer that knows only the ids `used`, special tokens and single characters, numbered anew in their order.
+    """A tokenizer that has only the ids `used`, special tokens and single characters, with new ids in the same order.
 
     Texts of these tokens are tokenized as before: WordPiece takes the longest token that fits, byte-level BPE merges in
-    the same order, and no token that took part is gone.
+    the same order, and every token that they went through is still there.
+
+    Args:
+        used: token ids of `used_ids`, int [ids].
 
     Returns:
         The tokenizer, and the old id of each of its tokens.
@@ -44,16 +47,17 @@ def smaller_tokenizer(
     model = state["model"]
     if model["type"] not in ("WordPiece", "BPE"):
         raise UserError(f"a {model['type']} vocabulary cannot be pruned, only WordPiece and BPE: leave it whole")
-    kept = {model["vocab"][token] for token in model["vocab"] if _is_fallback(token)}
-    kept |= {int(i) for i in used} | {token["id"] for token in state["added_tokens"]}
+    ids = {model["vocab"][token] for token in model["vocab"] if _is_character(token)}
+    ids |= {int(i) for i in used} | {token["id"] for token in state["added_tokens"]}
     if model["type"] == "BPE":
-        kept |= _made_on_the_way(model, kept)
-    old_ids = sorted(kept)
+        ids |= _intermediate_ids(model, ids)
+    old_ids = sorted(ids)
     new_ids = {old: new for new, old in enumerate(old_ids)}
     model["vocab"] = {token: new_ids[old] for token, old in model["vocab"].items() if old in new_ids}
     if model["type"] == "BPE":
-        model["merges"] = [pair for pair in model["merges"] if "".join(_pair(pair)) in model["vocab"]
-                           and all(part in model["vocab"] for part in _pair(pair))]  # fmt: skip
+        model["merges"] = [
+            merge for merge in model["merges"] if model["vocab"].keys() >= {"".join(_pair(merge)), *_pair(merge)}
+        ]
     for token in state["added_tokens"]:
         token["id"] = new_ids[token["id"]]
     if state["post_processor"]:
@@ -73,7 +77,8 @@ def smaller_tokenizer(
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False), old_ids
 
 
-def _is_fallback(token: str) -> bool:
+def _is_character(token: str) -> bool:
+    """Whether a token is a single character, with a mark or without."""
     for mark in MARKS:
         token = token.removeprefix(mark) or token
     return len(token) == 1
@@ -83,20 +88,20 @@ def _pair(merge: str | list[str]) -> list[str]:
     return merge.split(" ") if isinstance(merge, str) else merge
 
 
-def _made_on_the_way(model: dict, kept: set[int]) -> set[int]:
-    """Ids of the shorter tokens that BPE merges into the kept ones, step by step."""
+def _intermediate_ids(model: dict, ids: set[int]) -> set[int]:
+    """Ids of the shorter tokens from which BPE merges the tokens `ids`, step by step."""
     ranks = {tuple(_pair(merge)): rank for rank, merge in enumerate(model["merges"])}
     tokens = {old: token for token, old in model["vocab"].items()}
-    found = set()
-    for old in kept & tokens.keys():
+    intermediate = set()
+    for old in ids & tokens.keys():
         parts = list(tokens[old])
         while len(parts) > 1:
             rank, i = min((ranks.get(pair, np.inf), i) for i, pair in enumerate(zip(parts, parts[1:], strict=False)))
             if rank == np.inf:
                 break
             parts[i : i + 2] = [parts[i] + parts[i + 1]]
-            found.add(model["vocab"][parts[i]])
-    return found
+            intermediate.add(model["vocab"][parts[i]])
+    return intermediate
 
 
 def _renumber(processor: dict, new_ids: dict[int, int]) -> None:
@@ -111,7 +116,14 @@ def _renumber(processor: dict, new_ids: dict[int, int]) -> None:
 
 
 def prune_embeddings(model: PreTrainedModel, old_ids: list[int], tokenizer: PreTrainedTokenizerFast) -> None:
-    """Keep only these rows of the word embeddings, in place, and the ids that config.json names."""
+    """Keep only some rows of the word embeddings, in place, and give config.json's special ids their new numbers.
+
+    Args:
+        old_ids, tokenizer: of `smaller_tokenizer`.
+
+    Raises:
+        UserError: the model's family is not in `utils.models.families`.
+    """
     path = f"{family_of(model).embeddings}.word_embeddings"
     embeddings = model.get_submodule(path)
     rows = embeddings.weight.detach()[torch.tensor(old_ids, device=embeddings.weight.device)]
