@@ -42,6 +42,7 @@ def test_what_has_no_effect_is_pruned(model, importance):
         layer.get_submodule(family.ffn_input).weight[neurons] *= 1e-3
         expected = logits(model, batch)
     ranking = rank(model, [batch], importance)
+    assert (ranking.gradients is not None) == (importance == "fisher")  # by them a layer's heads are judged together
     assert ranking.heads[1].argmin() == 1
     assert ranking.neurons[1].topk(2, largest=False).indices.sort().values.tolist() == neurons
     prune_layers(model, [(4, 64), (3, 62)], ranking)
