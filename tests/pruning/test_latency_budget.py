@@ -1,6 +1,9 @@
 """Costs of heads and neurons where all latencies are known, and what is timed."""
 
+import os
+
 import numpy as np
+import onnxruntime
 import pytest
 from conftest import LABELS, make_encoder
 
@@ -67,3 +70,23 @@ def test_what_is_timed(three_layers, valid, monkeypatch):
     sizes = [quantize_int8(graph, Recipe(), WEIGHT_BITS[detect_cpu()]).ByteSize() for graph in graphs]
     assert sizes[0] < sizes[1]
     assert measure_latencies([small, three_layers], valid) == pytest.approx(sizes)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone limits a process to some CPUs this way")
+def test_threads_are_those_that_this_process_may_use(three_layers, valid, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    session, threads = onnxruntime.InferenceSession, []
+
+    def opened(graph, options, **more):
+        threads.append(options.intra_op_num_threads)
+        return session(graph, options, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    monkeypatch.setattr(latency_budget, "REPEATS", 1)
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        latencies = measure_latencies([three_layers, narrow_copy(three_layers, [(0, 32)] * 3)], valid)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert threads == [1, 1] and min(latencies) > 0

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedModel
 
-from utils.data.tables import lengths
+from utils.data.tables import evenly_spaced, lengths
 from utils.export.fused import build_graph
 from utils.export.int8 import WEIGHT_BITS, Recipe, detect_cpu, quantize_int8
 from utils.export.plain import open_graph
@@ -57,7 +57,7 @@ def measure_latencies(models: list[PreTrainedModel], split: datasets.Dataset) ->
         for model in models
     ]
     order = np.argsort(lengths(split), kind="stable")
-    rows = split.select(order[np.unique(np.linspace(0, len(order) - 1, min(TIMED_ROWS, len(order))).astype(int))])
+    rows = split.select(order[evenly_spaced(TIMED_ROWS, len(order))])
     make_inputs = [single_rows(rows, models[0].config.pad_token_id)] * len(engines)
     repeats = [timed_in_turns(engines, make_inputs, len(rows))[1] for _ in range(REPEATS)]
     by_row = [[np.concatenate(turns) for turns in repeat] for repeat in repeats]
