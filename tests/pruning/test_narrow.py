@@ -77,20 +77,20 @@ def test_layers_without_heads(model, index, tmp_path):
     assert layer_shapes(model)[index] == (0, 40)
     onnx.save(build_graph(model), tmp_path / "graph.onnx")
     arrays = {name: value.numpy() for name, value in batch.items()}
-    found = onnx_engine(tmp_path / "graph.onnx", 1, 2)(arrays)
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    onnx_logits = onnx_engine(tmp_path / "graph.onnx", 1, 2)(arrays)
+    np.testing.assert_allclose(onnx_logits, expected.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("model", FAMILY_NAMES, indirect=True)
 def test_narrowing_drops_units_that_are_always_zero(model, tmp_path):
     """Layer norms of fewer units would differ, so all of them are made to pass their input on."""
     batch, family = make_batch(), family_of(model)
-    kept = torch.arange(16)
+    units = torch.arange(16)
     embeddings = model.get_submodule(family.embeddings)
     has_project = family.embeddings_project in dict(model.named_modules())
     with torch.no_grad():
-        writers = [layer.get_submodule(path) for layer in layers_of(model)
-                   for path in (family.attention_output, family.ffn_output)]  # fmt: skip
+        paths = (family.attention_output, family.ffn_output)
+        writers = [layer.get_submodule(path) for layer in layers_of(model) for path in paths]
         writers.append(model.get_submodule(family.head_dense))
         if has_project:
             writers.append(model.get_submodule(family.embeddings_project))
@@ -101,7 +101,7 @@ def test_narrowing_drops_units_that_are_always_zero(model, tmp_path):
             linear.weight[16:] = 0
             linear.bias[16:] = 0
     narrow = copy.deepcopy(model)
-    narrow_width(narrow, kept, kept)
+    narrow_width(narrow, units, units)
     for each in (model, narrow):
         for norm in (module for module in each.modules() if isinstance(module, torch.nn.LayerNorm)):
             norm.forward = lambda x: x

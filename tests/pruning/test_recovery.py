@@ -39,8 +39,8 @@ def test_recovery_leaves_a_whole_model_as_it_is(model):
 
 def test_recovery_of_a_narrower_model(model):
     """The first rows that enter the last layer norm come closer to the whole model's."""
-    batch, pruned, kept = make_batch(64), copy.deepcopy(model), torch.arange(0, 32, 2)
-    narrow_width(pruned, kept, kept)
+    batch, pruned, units = make_batch(64), copy.deepcopy(model), torch.arange(0, 32, 2)
+    narrow_width(pruned, units, units)
     sums = []
     for each in (model, pruned):
         last = layers_of(each)[-1].get_submodule(family_of(each).ffn_norm)
@@ -48,8 +48,8 @@ def test_recovery_of_a_narrower_model(model):
     with torch.no_grad():
         logits(model, batch)
         logits(pruned, batch)
-        expected, cut = sums[0][:, kept], sums[1]
-        recover(pruned, model, [batch], hidden_units=kept)
+        expected, cut = sums[0][:, units], sums[1]
+        recover(pruned, model, [batch], hidden_units=units)
         logits(pruned, batch)
     assert (sums[-1] - expected).square().mean() < 0.8 * (cut - expected).square().mean()
 

@@ -19,18 +19,18 @@ OTHER = ["rerunning an ordinary thriller about thrills", "ordinary runners ran"]
 
 
 def wordpiece() -> PreTrainedTokenizerFast:
-    made = BertWordPieceTokenizer()
-    made.train_from_iterator(CORPUS + OTHER, vocab_size=400, show_progress=False)
-    backend = Tokenizer.from_str(made.to_str())
+    tokenizer = BertWordPieceTokenizer()
+    tokenizer.train_from_iterator(CORPUS + OTHER, vocab_size=400, show_progress=False)
+    backend = Tokenizer.from_str(tokenizer.to_str())
     names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
 
 def bpe() -> PreTrainedTokenizerFast:
-    made = ByteLevelBPETokenizer()
+    tokenizer = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    made.train_from_iterator(CORPUS + OTHER, vocab_size=500, show_progress=False, special_tokens=special)
-    backend = Tokenizer.from_str(made.to_str())
+    tokenizer.train_from_iterator(CORPUS + OTHER, vocab_size=500, show_progress=False, special_tokens=special)
+    backend = Tokenizer.from_str(tokenizer.to_str())
     names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
