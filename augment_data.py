@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     data_dir = Path(args.data_dir)
-    tokenizer = load_tokenizer(args.bert_model_name_or_path, "--bert_model_name_or_path")
+    tokenizer = load_tokenizer(args.bert_model_name_or_path, "--bert_model_name_or_path", allow_hub_name=True)
     if args.mask_ratio and tokenizer.mask_token is None:
         raise UserError("--mask_ratio: this tokenizer has no mask token: give --mask_ratio=0")
     target = data_dir / f"{AUGMENTED}.txt"

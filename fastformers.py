@@ -114,7 +114,9 @@ def rows_of_teacher(args: argparse.Namespace, n_ctx: int, data: Data, tokenizer:
         UserError: the teacher's tokenizer is not the student's, or the folder does not hold the same rows, or a loss
             compares tokens.
     """
-    teacher_tokenizer = load_tokenizer(args.teacher_bert_model_name_or_path, "--teacher_bert_model_name_or_path")
+    teacher_tokenizer = load_tokenizer(
+        args.teacher_bert_model_name_or_path, "--teacher_bert_model_name_or_path", allow_hub_name=True
+    )
     if not args.teacher_data_dir:
         check_same_tokenizer(tokenizer, teacher_tokenizer)
         return data
@@ -132,7 +134,7 @@ def main() -> None:
     args = parse_args()
     teacher_config, config = load_config(args.teacher_config), load_config(args.config)
     teacher_flag, flag = "--teacher_bert_model_name_or_path", "--bert_model_name_or_path"
-    tokenizer = load_tokenizer(args.bert_model_name_or_path, flag)
+    tokenizer = load_tokenizer(args.bert_model_name_or_path, flag, allow_hub_name=True)
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
     if args.augmented and "augmented" not in data.splits:
         raise UserError(f"--augmented: {args.data_dir} has no augmented rows: run augment_data.py, then preprocess.py")
@@ -140,10 +142,13 @@ def main() -> None:
     attention = "eager" if args.att_loss_ratio > 0 else None  # others are faster but keep no probabilities
     teacher = load_model(
         args.teacher_bert_model_name_or_path, teacher_flag, teacher_config, data.labels, args.teacher_model_path,
-        attention,
+        attention, allow_hub_name=True,
     )  # fmt: skip
     set_seed(args.seed)  # before a new classifier draws its weights
-    student = load_model(args.bert_model_name_or_path, flag, config, data.labels, attention=attention, new_head=True)
+    student = load_model(
+        args.bert_model_name_or_path, flag, config, data.labels, attention=attention, new_head=True,
+        allow_hub_name=True,
+    )  # fmt: skip
     if args.dropout is not None:
         set_dropout(student, args.dropout)
     if args.freeze_embeddings:

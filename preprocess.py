@@ -50,10 +50,12 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     config = load_config(args.config)
-    load_hub_config(args.bert_model_name_or_path, "--bert_model_name_or_path", config)
-    tokenizer = load_tokenizer(args.bert_model_name_or_path, "--bert_model_name_or_path")
+    load_hub_config(args.bert_model_name_or_path, "--bert_model_name_or_path", config, allow_hub_name=True)
+    tokenizer = load_tokenizer(args.bert_model_name_or_path, "--bert_model_name_or_path", allow_hub_name=True)
     if args.teacher_bert_model_name_or_path:
-        teacher_tokenizer = load_tokenizer(args.teacher_bert_model_name_or_path, "--teacher_bert_model_name_or_path")
+        teacher_tokenizer = load_tokenizer(
+            args.teacher_bert_model_name_or_path, "--teacher_bert_model_name_or_path", allow_hub_name=True
+        )
         check_same_tokenizer(tokenizer, teacher_tokenizer)
     data_dir = Path(args.data_dir)
     if data_dir.is_dir():

@@ -2,33 +2,39 @@
 
 import hashlib
 import json
-import os
-import re
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast, logging
 
 from utils.models.config import Config
 from utils.models.families import FAMILIES
+from utils.models.folder import MEND, check_folder
 from utils.system.errors import UserError, first_line
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
-MEND = "check the path, or fetch a pretrained encoder with `python embeddings/fetch.py NAME`"
+
+def read_hub_config(name_or_path: str, flag: str, allow_hub_name: bool = False) -> PretrainedConfig:
+    """Read the config.json of a checkpoint folder or, with `allow_hub_name`, of a name on the Hugging Face hub.
+
+    Raises:
+        UserError: it is missing or damaged, or the folder is not a checkpoint; names `flag`.
+    """
+    check_folder(name_or_path, flag, allow_hub_name)
+    try:
+        # trust_remote_code=False, wherever a checkpoint is loaded: else transformers asks, and a yes runs its code.
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file provokes
+        raise UserError(f"{flag}={name_or_path} holds no usable config.json ({first_line(error)}): {MEND}") from error
 
 
-def load_hub_config(name_or_path: str, flag: str, config: Config) -> PretrainedConfig:
-    """Read a checkpoint's config.json and check it against `config`.
+def load_hub_config(name_or_path: str, flag: str, config: Config, allow_hub_name: bool = False) -> PretrainedConfig:
+    """Read a checkpoint's config.json, as `read_hub_config`, and check it against `config`.
 
     Raises:
         UserError: it is missing or damaged, of another family, or too short for n_ctx.
     """
-    _check_there(name_or_path, flag)
-    try:
-        # trust_remote_code=False, wherever a checkpoint is loaded: else transformers asks, and a yes runs its code.
-        hub_config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file provokes
-        raise UserError(f"{flag}={name_or_path} holds no usable config.json ({first_line(error)}): {MEND}") from error
+    hub_config = read_hub_config(name_or_path, flag, allow_hub_name)
     if hub_config.model_type != config.encoder_class:
         raise UserError(
             f"{flag}={name_or_path} is of the family {hub_config.model_type!r} but the config says encoder_class "
@@ -61,13 +67,13 @@ def check_labels(hub_config: PretrainedConfig, labels: list[str], name_or_path: 
         )
 
 
-def load_tokenizer(name_or_path: str, flag: str) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a checkpoint folder, or of a Hugging Face hub name.
+def load_tokenizer(name_or_path: str, flag: str, allow_hub_name: bool = False) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a checkpoint folder or, with `allow_hub_name`, of a name on the Hugging Face hub.
 
     Raises:
         UserError: there is none, naming `flag`.
     """
-    _check_there(name_or_path, flag)
+    check_folder(name_or_path, flag, allow_hub_name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file provokes
@@ -117,17 +123,6 @@ def check_same_tokenizer(student: PreTrainedTokenizerFast, teacher: PreTrainedTo
 def labels_of(hub_config: PretrainedConfig) -> list[str]:
     """A checkpoint's label strings in the order of their ids."""
     return [hub_config.id2label[i] for i in sorted(hub_config.id2label)]
-
-
-def _check_there(name_or_path: str, flag: str) -> None:
-    # Only a pretrained encoder may be a name on the hub, "name" or "owner/name", and only where no such folder is near.
-    may_be_hub_name = (
-        flag.endswith("name_or_path")
-        and re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name_or_path)
-        and not os.path.isdir(os.path.dirname(name_or_path))
-    )
-    if not os.path.isdir(name_or_path) and not may_be_hub_name:
-        raise UserError(f"{flag}={name_or_path} is not a folder: {MEND}")
 
 
 def _shown(labels: list[str]) -> str:

@@ -12,12 +12,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from utils.models import modeling_pruned
-from utils.models.checkpoint import MEND, check_labels, labels_of, load_hub_config
+from utils.models.checkpoint import check_labels, labels_of, load_hub_config, read_hub_config
 from utils.models.config import Config
 from utils.models.families import FAMILIES, family_of, layer_shapes, takes_token_types
+from utils.models.folder import MEND, check_weight_files
 from utils.system.errors import UserError, first_line
 from utils.system.files import atomic_file, atomic_files_into
 
@@ -30,20 +37,23 @@ def load_model(
     state_path: str | None = None,
     attention: str | None = None,
     new_head: bool = False,
+    allow_hub_name: bool = False,
 ) -> PreTrainedModel:
     """Load a classification model in evaluation mode, pruned or not.
 
     Args:
-        name_or_path: a checkpoint folder or a Hugging Face hub name; `flag` is the option that named it, for errors.
+        name_or_path: a checkpoint folder; `flag` is the option that named it, for errors.
         labels: the data set's label strings in the order of their ids; the checkpoint's must be the same.
         state_path: a state dict (.pt) to load over the folder's own weights.
         attention: `eager` where attention probabilities are wanted; without it, the fastest that the family has.
         new_head: start a classifier for `labels` afresh where the checkpoint has none or one for other labels.
+        allow_hub_name: let `name_or_path` be a name on the Hugging Face hub.
 
     Raises:
         UserError: the checkpoint is missing, damaged, of another family than `config`'s, or its labels differ.
     """
-    hub_config = load_hub_config(name_or_path, flag, config)
+    hub_config = load_hub_config(name_or_path, flag, config, allow_hub_name)
+    check_weight_files(name_or_path, flag)
     own_labels = labels_of(hub_config)
     if not new_head:
         check_labels(hub_config, labels, name_or_path, flag)
@@ -66,6 +76,29 @@ def load_model(
     if state_path is not None:
         load_state(model, state_path)
     return model.eval()
+
+
+def load_word_embeddings(name_or_path: str, flag: str, allow_hub_name: bool = False) -> torch.Tensor:
+    """The word embeddings of a pretrained encoder or a classifier, fp32 [vocabulary, width].
+
+    Raises:
+        UserError: the checkpoint is missing or damaged, or has none; names `flag`.
+    """
+    hub_config = read_hub_config(name_or_path, flag, allow_hub_name)
+    check_weight_files(name_or_path, flag)
+    try:
+        encoder, loading = AutoModel.from_pretrained(
+            name_or_path, config=hub_config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False,
+            ignore_mismatched_sizes="layer_shapes" in hub_config.to_dict(),  # a pruned one has layers of other shapes
+        )  # fmt: skip
+        embeddings = encoder.get_input_embeddings()
+        names = {name for name, module in encoder.named_modules() if module is embeddings}
+        unusable = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+        for name in unusable & {f"{name}.weight" for name in names}:
+            raise ValueError(f"no weights of the right shape for {name}")
+    except Exception as error:  # whatever a damaged file provokes
+        raise UserError(f"{flag}={name_or_path} cannot be loaded ({first_line(error)}): {MEND}") from error
+    return embeddings.weight.detach()
 
 
 def load_state(model: PreTrainedModel, path: str) -> None:
