@@ -3,11 +3,12 @@
 import hashlib
 import json
 
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast, logging
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast, logging
 
 from utils.models.config import Config
-from utils.models.families import FAMILIES
+from utils.models.families import FAMILIES, num_positions
 from utils.models.folder import MEND, check_folder
+from utils.models.tokenizer import check_tokenizer, read_tokenizer, telling_ids
 from utils.system.errors import UserError, first_line
 
 logging.set_verbosity_error()
@@ -42,11 +43,13 @@ def load_hub_config(name_or_path: str, flag: str, config: Config, allow_hub_name
             + (f"configs/config-{hub_config.model_type}-cls.json" if hub_config.model_type in FAMILIES
                else f"an encoder of one of the families {', '.join(sorted(FAMILIES))}")
         )  # fmt: skip
-    positions = getattr(hub_config, "max_position_embeddings", config.n_ctx)
-    family = FAMILIES.get(hub_config.model_type)
-    if family and family.positions_follow_padding:
-        positions -= hub_config.pad_token_id + 1
-    if config.n_ctx > positions:
+    if getattr(hub_config, "is_decoder", False):
+        raise UserError(
+            f"{flag}={name_or_path} is a decoder by its config.json: each token sees only those before it; if it was "
+            'trained as an encoder, write "is_decoder": false there'
+        )
+    positions = num_positions(hub_config)
+    if positions is not None and config.n_ctx > positions:
         raise UserError(
             f"n_ctx is {config.n_ctx} but {flag}={name_or_path} has only {positions} positions: lower it in the config"
         )
@@ -59,29 +62,38 @@ def check_labels(hub_config: PretrainedConfig, labels: list[str], name_or_path: 
     Raises:
         UserError: they are not.
     """
+    named = f"{flag}={name_or_path}"
     own_labels = labels_of(hub_config)
-    if own_labels != labels:
+    written, _ = PretrainedConfig.get_config_dict(name_or_path)
+    counted, names = written.get("num_labels"), written.get("id2label")
+    if counted is not None and names is not None and len(names) != counted:
+        raise UserError(f"{named}: its config.json says num_labels {counted} but id2label has {len(names)}: correct it")
+    if sorted(hub_config.id2label) != list(range(len(own_labels))) or len(set(own_labels)) < len(own_labels):
         raise UserError(
-            f"{flag}={name_or_path} was trained for the labels {_shown(own_labels)} but the data set has "
-            f"{_shown(labels)}: use the data set it was trained on, or train it again"
+            f"{named}: the id2label of its config.json must number the labels 0, 1, ... and give each a name of its "
+            f"own, but is {_shown([f'{i}: {name}' for i, name in hub_config.id2label.items()])}: correct it"
         )
+    if own_labels == labels:
+        return
+    differ = f"{named} was trained for the labels {_shown(own_labels)} but the data set has {_shown(labels)}"
+    if len(own_labels) != len(labels) or set(own_labels) == set(labels):
+        raise UserError(f"{differ}: use the data set it was trained on, or train it again")
+    example = json.dumps({str(i): label for i, label in enumerate(labels[:8])}, ensure_ascii=False)
+    raise UserError(
+        f"{differ}: if these are its own labels under other names, write them into its config.json in the order in "
+        f'which it was trained, such as "id2label": {example}; if not, train it for this data set'
+    )
 
 
 def load_tokenizer(name_or_path: str, flag: str, allow_hub_name: bool = False) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a checkpoint folder or, with `allow_hub_name`, of a name on the Hugging Face hub.
 
     Raises:
-        UserError: there is none, naming `flag`.
+        UserError: there is none, or it is not the one of this checkpoint's model; names `flag`.
     """
-    check_folder(name_or_path, flag, allow_hub_name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file provokes
-        raise UserError(f"{flag}={name_or_path} holds no usable tokenizer ({first_line(error)}): {MEND}") from error
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"{flag}={name_or_path}: its tokenizer has no fast version (tokenizer.json): use another encoder"
-        )
+    hub_config = read_hub_config(name_or_path, flag, allow_hub_name)
+    tokenizer = read_tokenizer(name_or_path, f"{flag}={name_or_path}")
+    check_tokenizer(tokenizer, hub_config, f"{flag}={name_or_path}")
     return tokenizer
 
 
@@ -91,19 +103,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     Two tokenizers that agree have the same one, whatever their classes or files are called.
     """
     backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    texts = [
-        "Hello, World! it 's naïve",
-        "UPPER lower 12,345.67 a_b",
-        "日本語 текст ñ é ü",
-        "🙂 don't re-do\t ok",
-        "[CLS] <s> </s>",
-        "",
-    ]
-    ids = [backend.encode(text).ids for text in texts] + [backend.encode(texts[0], texts[1]).ids]
-    known = json.dumps([sorted(backend.get_vocab().items()), ids], ensure_ascii=True)
-    return hashlib.sha256(known.encode()).hexdigest()[:16]
+    behaviour = json.dumps([sorted(backend.get_vocab().items()), telling_ids(backend)], ensure_ascii=True)
+    return hashlib.sha256(behaviour.encode()).hexdigest()[:16]
 
 
 def check_same_tokenizer(student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast) -> None:
@@ -122,7 +123,7 @@ def check_same_tokenizer(student: PreTrainedTokenizerFast, teacher: PreTrainedTo
 
 def labels_of(hub_config: PretrainedConfig) -> list[str]:
     """A checkpoint's label strings in the order of their ids."""
-    return [hub_config.id2label[i] for i in sorted(hub_config.id2label)]
+    return [str(hub_config.id2label[i]) for i in sorted(hub_config.id2label)]
 
 
 def _shown(labels: list[str]) -> str:

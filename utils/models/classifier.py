@@ -5,6 +5,8 @@ config.json lists them, and the folder holds the code that builds such a model: 
 """
 
 import hashlib
+import logging
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -24,9 +26,20 @@ from utils.models import modeling_pruned
 from utils.models.checkpoint import check_labels, labels_of, load_hub_config, read_hub_config
 from utils.models.config import Config
 from utils.models.families import FAMILIES, family_of, layer_shapes, takes_token_types
-from utils.models.folder import MEND, check_weight_files
+from utils.models.folder import MEND, check_content, check_weight_files
 from utils.system.errors import UserError, first_line
 from utils.system.files import atomic_file, atomic_files_into
+
+logger = logging.getLogger(__name__)
+
+# What config.json may hold of the task that a checkpoint was trained for before, and pipeline() goes by.
+OLD_TASK = (
+    "finetuning_task",
+    "task_specific_params",
+    "function_to_apply",
+    "sentence_transformers",
+    "sbert_ce_default_activation_function",
+)
 
 
 def load_model(
@@ -50,14 +63,18 @@ def load_model(
         allow_hub_name: let `name_or_path` be a name on the Hugging Face hub.
 
     Raises:
-        UserError: the checkpoint is missing, damaged, of another family than `config`'s, or its labels differ.
+        UserError: the checkpoint is missing, damaged, of another family than `config`'s, or its labels differ, or it
+            cannot read rows of `config`'s n_ctx tokens.
     """
+    named = f"{flag}={name_or_path}"
     hub_config = load_hub_config(name_or_path, flag, config, allow_hub_name)
     check_weight_files(name_or_path, flag)
     own_labels = labels_of(hub_config)
     if not new_head:
         check_labels(hub_config, labels, name_or_path, flag)
-    hub_config.id2label, hub_config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+    if not new_head and hub_config.problem_type not in (None, "single_label_classification"):
+        logger.warning("%s: its problem_type was %s: one label a text from now on", named, hub_config.problem_type)
+    _describe_task(hub_config, labels)
     try:
         pruned = getattr(hub_config, "layer_shapes", None)
         # The code in the folder is not run: this project's own is the same.
@@ -72,10 +89,13 @@ def load_model(
         if hub_config.model_type in FAMILIES and own_labels != labels and not loading["missing_keys"]:
             _restart_classifier(model)
     except Exception as error:  # whatever a damaged file provokes
-        raise UserError(f"{flag}={name_or_path} cannot be loaded ({first_line(error)}): {MEND}") from error
+        raise UserError(f"{named} cannot be loaded ({first_line(error)}): {MEND}") from error
     if state_path is not None:
         load_state(model, state_path)
-    return model.eval()
+    model.eval()
+    if hub_config.model_type not in FAMILIES:
+        _try_longest_rows(model, config.n_ctx, named)
+    return model
 
 
 def load_word_embeddings(name_or_path: str, flag: str, allow_hub_name: bool = False) -> torch.Tensor:
@@ -107,10 +127,12 @@ def load_state(model: PreTrainedModel, path: str) -> None:
     Raises:
         UserError: the file is missing, is not a plain state dict, or does not fit.
     """
+    check_content(path)
     try:
         # weights_only: a pickle that would run code is refused, not executed.
         state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
+        _check_finite(model)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): train a model first, or check the path") from error
     except Exception as error:  # torch.load raises whatever the bytes provoke
@@ -123,7 +145,13 @@ def load_state(model: PreTrainedModel, path: str) -> None:
 def save_checkpoint(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: str | Path, state_path: str | Path | None
 ) -> None:
-    """Write a complete checkpoint folder (config, safetensors, tokenizer) and, with `state_path`, the same as a .pt."""
+    """Write a complete checkpoint folder (config, safetensors, tokenizer) and, with `state_path`, the same as a .pt.
+
+    The weights are the model's, in their shapes and types, on whichever device they are. Other files in `folder` stay.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; then neither is changed.
+    """
     pruned = model.config.model_type in FAMILIES and _describe_shapes(model)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_files_into(folder) as temporary:
@@ -166,15 +194,72 @@ def model_inputs(model: PreTrainedModel, batch: dict) -> dict:
 def _check_weights(model: PreTrainedModel, loading: dict, new_head: bool) -> None:
     """Check that the checkpoint had all weights in their shapes; with `new_head`, those of the classifier apart.
 
+    And that its encoder has no others: those of an adapter, or of more layers than its config.json says.
+
+    Args:
+        loading: what `from_pretrained` returns with `output_loading_info`.
+
     Raises:
-        ValueError: it had not.
+        ValueError: it had not, or some are no numbers.
     """
+    unexpected = sorted(loading["unexpected_keys"])
     unusable = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
     if new_head:
         encoder = f"{model.base_model_prefix}."
         unusable = {name for name in unusable if name.startswith(encoder) and ".pooler." not in name}
+    encoder_names = set(dict(model.base_model.named_parameters(prefix=model.base_model_prefix)))
+    if unexpected and encoder_names <= unusable:
+        raise ValueError(f"weights under other names: {unexpected[0]} is there, {min(unusable)} is not")
     if unusable:
         raise ValueError(f"no weights of the right shape for {min(unusable)}")
+    if model.config.model_type in FAMILIES:
+        parts = {name for name, _ in model.base_model.named_children()} - {"pooler"}
+        prefix = re.compile(rf"^({model.base_model_prefix}\.)?({'|'.join(parts)})\.(?!.*position_ids$)")
+        unused = [name for name in unexpected if prefix.match(name)]
+        if unused:
+            raise ValueError(f"its config.json has no place for some weights, such as {unused[0]}")
+    _check_finite(model)
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, weights in model.named_parameters():
+        if not torch.isfinite(weights).all():
+            raise ValueError(f"{name} holds weights that are no numbers")
+
+
+def _try_longest_rows(model: PreTrainedModel, n_ctx: int, named: str) -> None:
+    """Run a model of a family that is not in the table once: on a row of n_ctx tokens and a padded one.
+
+    Raises:
+        UserError: it cannot read them.
+    """
+    config = model.config
+    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls", "mask")}
+    word = next((i for i in range(getattr(config, "vocab_size", 1)) if i not in special), 0)
+    last = word if config.eos_token_id is None else config.eos_token_id  # BART reads the answer off it
+    padding = 0 if config.pad_token_id is None else config.pad_token_id
+    ids = torch.full((2, n_ctx), word)
+    ids[0, -1] = ids[1, 1] = last
+    mask = torch.ones_like(ids)
+    ids[1, 2:], mask[1, 2:] = padding, 0
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=mask)
+    except Exception as error:  # whatever an architecture raises
+        mend = f"lower n_ctx, which is {n_ctx}, in the config, or use another encoder"
+        if "pad" in str(error).lower():
+            mend = "write the number of the tokenizer's pad token as pad_token_id into its config.json"
+        raise UserError(f"{named} cannot read padded rows of {n_ctx} tokens ({first_line(error)}): {mend}") from error
+
+
+def _describe_task(hub_config: PretrainedConfig, labels: list[str]) -> None:
+    """Make a checkpoint's config that of a classifier which gives a text one of `labels`, in place."""
+    hub_config.id2label, hub_config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+    hub_config.problem_type = "single_label_classification"
+    for name in OLD_TASK:
+        hub_config.__dict__.pop(name, None)
+    if not hasattr(hub_config, "layer_shapes"):
+        hub_config.__dict__.pop("auto_map", None)  # code for another class
 
 
 def _restart_classifier(model: PreTrainedModel) -> None:

@@ -14,7 +14,7 @@ from utils.system.errors import UserError
 
 if TYPE_CHECKING:  # importing models takes seconds, and the table alone needs none
     from torch import nn
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,31 @@ FAMILIES = {
         head_output="classifier",
     ),
 }
+
+
+# Other model types whose first token has the position pad_token_id + 1: so many fewer are left.
+POSITIONS_FOLLOW_PADDING = frozenset(
+    "camembert data2vec-text esm ibert layoutlmv3 lilt longformer luke markuplm mpnet roberta-prelayernorm xlm-roberta "
+    "xlm-roberta-xl xmod".split()
+)
+
+
+def positions_follow_padding(hub_config: PretrainedConfig) -> bool:
+    """Whether a model numbers positions from pad_token_id + 1, as RoBERTa does."""
+    family = FAMILIES.get(hub_config.model_type)
+    return family.positions_follow_padding if family else hub_config.model_type in POSITIONS_FOLLOW_PADDING
+
+
+def num_positions(hub_config: PretrainedConfig) -> int | None:
+    """How many tokens a model has positions for, special tokens included; None where it has no limit."""
+    positions = getattr(hub_config, "max_position_embeddings", None)
+    if positions is None or positions < 1:
+        return None
+    if positions_follow_padding(hub_config):
+        # MPNet's 1 is fixed in its code.
+        padding = 1 if hub_config.model_type == "mpnet" else hub_config.pad_token_id
+        positions -= (padding or 0) + 1
+    return positions
 
 
 def family_of(model: PreTrainedModel) -> Family:
