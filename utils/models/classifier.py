@@ -83,13 +83,13 @@ def load_model(
         )
         model, loading = kind.from_pretrained(
             name_or_path, config=hub_config, attn_implementation=attention, dtype=torch.float32,
-            ignore_mismatched_sizes=new_head, output_loading_info=True, trust_remote_code=False,
+            ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False,
         )  # fmt: skip
-        _check_weights(model, loading, new_head)
-        if hub_config.model_type in FAMILIES and own_labels != labels and not loading["missing_keys"]:
-            _restart_classifier(model)
     except Exception as error:  # whatever a damaged file provokes
         raise UserError(f"{named} cannot be loaded ({first_line(error)}): {MEND}") from error
+    _check_weights(model, loading, new_head, named)
+    if hub_config.model_type in FAMILIES and own_labels != labels and not loading["missing_keys"]:
+        _restart_classifier(model)
     if state_path is not None:
         load_state(model, state_path)
     model.eval()
@@ -109,15 +109,17 @@ def load_word_embeddings(name_or_path: str, flag: str, allow_hub_name: bool = Fa
     try:
         encoder, loading = AutoModel.from_pretrained(
             name_or_path, config=hub_config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False,
-            ignore_mismatched_sizes="layer_shapes" in hub_config.to_dict(),  # a pruned one has layers of other shapes
+            ignore_mismatched_sizes=True,  # a pruned one has layers of other shapes
         )  # fmt: skip
         embeddings = encoder.get_input_embeddings()
-        names = {name for name, module in encoder.named_modules() if module is embeddings}
-        unusable = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
-        for name in unusable & {f"{name}.weight" for name in names}:
-            raise ValueError(f"no weights of the right shape for {name}")
     except Exception as error:  # whatever a damaged file provokes
         raise UserError(f"{flag}={name_or_path} cannot be loaded ({first_line(error)}): {MEND}") from error
+    names = {f"{name}.weight" for name, module in encoder.named_modules() if module is embeddings}
+    if names & {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])} or _not_finite(embeddings):
+        raise UserError(
+            f"{flag}={name_or_path} has no word embeddings, or not such as its config.json says: copy all files of the "
+            "checkpoint again"
+        )
     return embeddings.weight.detach()
 
 
@@ -132,7 +134,8 @@ def load_state(model: PreTrainedModel, path: str) -> None:
         # weights_only: a pickle that would run code is refused, not executed.
         state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
-        _check_finite(model)
+        if not_finite := _not_finite(model):
+            raise ValueError(f"{not_finite} are no numbers")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): train a model first, or check the path") from error
     except Exception as error:  # torch.load raises whatever the bytes provoke
@@ -191,40 +194,54 @@ def model_inputs(model: PreTrainedModel, batch: dict) -> dict:
     return {name: torch.as_tensor(batch[name]).to(model.device, non_blocking=True) for name in names}
 
 
-def _check_weights(model: PreTrainedModel, loading: dict, new_head: bool) -> None:
+def _check_weights(model: PreTrainedModel, loading: dict, new_head: bool, named: str) -> None:
     """Check that the checkpoint had all weights in their shapes; with `new_head`, those of the classifier apart.
 
     And that its encoder has no others: those of an adapter, or of more layers than its config.json says.
 
     Args:
         loading: what `from_pretrained` returns with `output_loading_info`.
+        named: how errors name the checkpoint.
 
     Raises:
-        ValueError: it had not, or some are no numbers.
+        UserError: it had not, or some are no numbers.
     """
-    unexpected = sorted(loading["unexpected_keys"])
-    unusable = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+    shapes = {name: (list(found), list(expected)) for name, found, expected in loading["mismatched_keys"]}
+    unusable, unexpected = {*loading["missing_keys"], *shapes}, sorted(loading["unexpected_keys"])
+    encoder = {
+        name
+        for name, _ in model.base_model.named_parameters(prefix=model.base_model_prefix)
+        if not name.startswith(f"{model.base_model_prefix}.pooler.")
+    }
     if new_head:
-        encoder = f"{model.base_model_prefix}."
-        unusable = {name for name in unusable if name.startswith(encoder) and ".pooler." not in name}
-    encoder_names = set(dict(model.base_model.named_parameters(prefix=model.base_model_prefix)))
-    if unexpected and encoder_names <= unusable:
-        raise ValueError(f"weights under other names: {unexpected[0]} is there, {min(unusable)} is not")
+        unusable &= encoder
+    if unexpected and encoder <= unusable:
+        raise UserError(
+            f"{named}: its weights have other names than transformers gives them, such as {unexpected[0]} instead of "
+            f"{min(unusable)}: save it again with transformers' `save_pretrained`"
+        )
     if unusable:
-        raise ValueError(f"no weights of the right shape for {min(unusable)}")
+        name = min(unusable)
+        if not unusable & (encoder | shapes.keys()):
+            raise UserError(f"{named} has no classifier ({name} is missing): train it first, with train.py")
+        differs = "has the shape {}, by its config.json {}".format(*shapes[name]) if name in shapes else "is missing"
+        raise UserError(f"{named}: of its weights, {name} {differs}: copy all files of the checkpoint again")
     if model.config.model_type in FAMILIES:
-        parts = {name for name, _ in model.base_model.named_children()} - {"pooler"}
-        prefix = re.compile(rf"^({model.base_model_prefix}\.)?({'|'.join(parts)})\.(?!.*position_ids$)")
-        unused = [name for name in unexpected if prefix.match(name)]
+        parts = "|".join({name for name, _ in model.base_model.named_children()} - {"pooler"})
+        of_encoder = re.compile(rf"({model.base_model_prefix}\.)?({parts})\.(?!.*position_ids$)")
+        unused = [name for name in unexpected if of_encoder.match(name)]
         if unused:
-            raise ValueError(f"its config.json has no place for some weights, such as {unused[0]}")
-    _check_finite(model)
+            raise UserError(
+                f"{named}: its config.json has no place for some of its weights, such as {unused[0]}: copy the "
+                "config.json that belongs to them"
+            )
+    if not_finite := _not_finite(model):
+        raise UserError(f"{named}: its weights {not_finite} are no numbers: train it again, or copy it again")
 
 
-def _check_finite(model: nn.Module) -> None:
-    for name, weights in model.named_parameters():
-        if not torch.isfinite(weights).all():
-            raise ValueError(f"{name} holds weights that are no numbers")
+def _not_finite(model: nn.Module) -> str | None:
+    """The name of some weights that are infinite or not a number."""
+    return next((name for name, weights in model.named_parameters() if not torch.isfinite(weights).all()), None)
 
 
 def _try_longest_rows(model: PreTrainedModel, n_ctx: int, named: str) -> None:

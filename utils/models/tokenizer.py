@@ -52,9 +52,14 @@ def read_tokenizer(name_or_path: str, named: str) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file provokes
-        if not any(_file(name_or_path, name) for name in (*VOCABULARIES, *SENTENCEPIECE)):
+        present = [name for name in (*VOCABULARIES, *SENTENCEPIECE) if _file(name_or_path, name)]
+        if not present:
             raise UserError(f"{named} {NO_VOCABULARY}") from error
-        if not any(_file(name_or_path, name) for name in VOCABULARIES) and not _has_sentencepiece():
+        if present == ["vocab.json"] and not _file(name_or_path, "merges.txt"):
+            raise UserError(
+                f"{named} holds vocab.json but no merges.txt: copy it from the encoder that it was trained from"
+            ) from error
+        if set(present) <= set(SENTENCEPIECE) and not _has_sentencepiece():
             raise UserError(
                 f"{named} has its vocabulary as a SentencePiece model only: run `pip install sentencepiece`"
             ) from error
@@ -62,14 +67,8 @@ def read_tokenizer(name_or_path: str, named: str) -> PreTrainedTokenizerFast:
     if not tokenizer.is_fast:
         raise UserError(f"{named}: its tokenizer has no fast version (tokenizer.json): use another encoder")
     tokenizer_file = _file(name_or_path, "tokenizer.json")
-    names = type(tokenizer).vocab_files_names
     if set(tokenizer.get_vocab()) <= {"▁", *tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}:
         raise UserError(f"{named} {NO_VOCABULARY}")
-    if not tokenizer_file and "merges_file" in names and not _file(name_or_path, names["merges_file"]):
-        raise UserError(
-            f"{named} holds {names['vocab_file']} but no {names['merges_file']}: copy it from the encoder that it was "
-            "trained from"
-        )
     settings_file = _file(name_or_path, "tokenizer_config.json")
     settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file else {}
     if any(settings.get(name) is not None for name in SETTINGS):
@@ -82,6 +81,8 @@ def read_tokenizer(name_or_path: str, named: str) -> PreTrainedTokenizerFast:
 def _as_in_file(tokenizer: PreTrainedTokenizerFast, path: Path, named: str) -> PreTrainedTokenizerFast:
     """The tokenizer, or what tokenizer.json describes where transformers made another one of its vocabulary."""
     described = Tokenizer.from_file(str(path))
+    if described.post_processor is None:  # one that adds no [CLS] was meant to be given it
+        described.post_processor = tokenizer.backend_tokenizer.post_processor
     if telling_ids(described) == telling_ids(tokenizer.backend_tokenizer):
         return tokenizer
     logger.warning(
