@@ -250,11 +250,12 @@ def _try_longest_rows(model: PreTrainedModel, n_ctx: int, named: str) -> None:
     Raises:
         UserError: it cannot read them.
     """
-    config = model.config
-    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls", "mask")}
-    word = next((i for i in range(getattr(config, "vocab_size", 1)) if i not in special), 0)
-    last = word if config.eos_token_id is None else config.eos_token_id  # BART reads the answer off it
-    padding = 0 if config.pad_token_id is None else config.pad_token_id
+    size = model.get_input_embeddings().num_embeddings
+    names = ("pad", "eos", "bos", "sep", "cls", "mask")
+    special = {name: getattr(model.config, f"{name}_token_id", None) for name in names}
+    special = {name: i for name, i in special.items() if i is not None and i < size}
+    word = next((i for i in range(size) if i not in special.values()), 0)
+    padding, last = special.get("pad", 0), special.get("eos", word)  # BART reads the answer off eos
     ids = torch.full((2, n_ctx), word)
     ids[0, -1] = ids[1, 1] = last
     mask = torch.ones_like(ids)
