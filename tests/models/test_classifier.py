@@ -45,10 +45,14 @@ def test_pipeline_gives_the_probabilities_that_were_trained(trained, problem_typ
     start = trained.folder / "start"
     shutil.copytree(trained.folder / "teacher", start)
     write_keys(
-        start, problem_type=problem_type, finetuning_task="stsb", function_to_apply="none",
-        task_specific_params={"text-classification": {"problem_type": problem_type}}, auto_map={"AutoModel": "x--y.Z"},
+        start,
+        problem_type=problem_type,
+        finetuning_task="stsb",
+        function_to_apply="none",
+        task_specific_params={"text-classification": {"problem_type": problem_type}},
+        auto_map={"AutoModel": "x--y.Z"},
         id2label={"0": "LABEL_0", "1": "LABEL_1"},
-    )  # fmt: skip
+    )
     trained.encoder = str(start)
     assert trained.train("--epoch=1", out="again")[0] == 0
     keys = json.loads((trained.folder / "again/config.json").read_text())

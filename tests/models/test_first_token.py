@@ -19,11 +19,11 @@ def gradients(model, values: torch.Tensor) -> dict[str, torch.Tensor]:
 def test_logits_and_gradients_are_those_of_the_whole_layer(model):
     batch = make_batch()
     whole = logits(model, batch)
-    wanted = gradients(model, whole)
+    expected = gradients(model, whole)
     with first_token_only(model):
         short = logits(model, batch)
     torch.testing.assert_close(short, whole)
-    torch.testing.assert_close(gradients(model, short), wanted)
+    torch.testing.assert_close(gradients(model, short), expected)
 
 
 @pytest.mark.parametrize("model", FAMILY_NAMES, indirect=True)

@@ -142,9 +142,15 @@ def test_no_pad_token(project, tmp_path):
     )
     folder = tmp_path / "gpt2"
     config = AutoConfig.for_model(
-        "gpt2", vocab_size=trained.get_vocab_size(), n_embd=16, n_layer=1, n_head=2, n_positions=32, eos_token_id=0,
+        "gpt2",
+        vocab_size=trained.get_vocab_size(),
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=32,
+        eos_token_id=0,
         bos_token_id=0,
-    )  # fmt: skip
+    )
     AutoModel.from_config(config).save_pretrained(folder)
     trained.save_model(str(folder))
     steps.encoder, steps.config = str(folder), str(tmp_path / "gpt2.json")
@@ -164,9 +170,12 @@ def test_sentencepiece_model_alone(tmp_path, family, name):
     sentencepiece = pytest.importorskip("sentencepiece")
     (tmp_path / "texts.txt").write_text("\n".join(" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "texts.txt"), model_prefix=str(tmp_path / "own"), vocab_size=60, hard_vocab_limit=False,
+        input=str(tmp_path / "texts.txt"),
+        model_prefix=str(tmp_path / "own"),
+        vocab_size=60,
+        hard_vocab_limit=False,
         minloglevel=2,
-    )  # fmt: skip
+    )
     own = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "own.model"))
     write_config(tmp_path / family, family, vocab_size=80, pad_token_id=1 if family == "xlm-roberta" else None)
     shutil.copy(tmp_path / "own.model", tmp_path / family / name)

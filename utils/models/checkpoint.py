@@ -40,9 +40,12 @@ def load_hub_config(name_or_path: str, flag: str, config: Config, allow_hub_name
         raise UserError(
             f"{flag}={name_or_path} is of the family {hub_config.model_type!r} but the config says encoder_class "
             f"{config.encoder_class!r}: use "
-            + (f"configs/config-{hub_config.model_type}-cls.json" if hub_config.model_type in FAMILIES
-               else f"an encoder of one of the families {', '.join(sorted(FAMILIES))}")
-        )  # fmt: skip
+            + (
+                f"configs/config-{hub_config.model_type}-cls.json"
+                if hub_config.model_type in FAMILIES
+                else f"an encoder of one of the families {', '.join(sorted(FAMILIES))}"
+            )
+        )
     if getattr(hub_config, "is_decoder", False):
         raise UserError(
             f"{flag}={name_or_path} is a decoder by its config.json: each token sees only those before it; if it was "

@@ -82,9 +82,14 @@ def load_model(
             modeling_pruned.PRUNED_CLASSES[hub_config.model_type] if pruned else AutoModelForSequenceClassification
         )
         model, loading = kind.from_pretrained(
-            name_or_path, config=hub_config, attn_implementation=attention, dtype=torch.float32,
-            ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False,
-        )  # fmt: skip
+            name_or_path,
+            config=hub_config,
+            attn_implementation=attention,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
     except Exception as error:  # whatever a damaged file provokes
         raise UserError(f"{named} cannot be loaded ({first_line(error)}): {MEND}") from error
     _check_weights(model, loading, new_head, named)
@@ -108,9 +113,13 @@ def load_word_embeddings(name_or_path: str, flag: str, allow_hub_name: bool = Fa
     check_weight_files(name_or_path, flag)
     try:
         encoder, loading = AutoModel.from_pretrained(
-            name_or_path, config=hub_config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False,
+            name_or_path,
+            config=hub_config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,  # a pruned one has layers of other shapes
-        )  # fmt: skip
+        )
         embeddings = encoder.get_input_embeddings()
     except Exception as error:  # whatever a damaged file provokes
         raise UserError(f"{flag}={name_or_path} cannot be loaded ({first_line(error)}): {MEND}") from error
@@ -206,7 +215,7 @@ def _check_weights(model: PreTrainedModel, loading: dict, new_head: bool, named:
     Raises:
         UserError: it had not, or some are no numbers.
     """
-    shapes = {name: (list(found), list(expected)) for name, found, expected in loading["mismatched_keys"]}
+    shapes = {name: (list(own), list(expected)) for name, own, expected in loading["mismatched_keys"]}
     unusable, unexpected = {*loading["missing_keys"], *shapes}, sorted(loading["unexpected_keys"])
     encoder = {
         name
@@ -227,7 +236,7 @@ def _check_weights(model: PreTrainedModel, loading: dict, new_head: bool, named:
         differs = "has the shape {}, by its config.json {}".format(*shapes[name]) if name in shapes else "is missing"
         raise UserError(f"{named}: of its weights, {name} {differs}: copy all files of the checkpoint again")
     if model.config.model_type in FAMILIES:
-        parts = "|".join({name for name, _ in model.base_model.named_children()} - {"pooler"})
+        parts = "|".join(name for name, _ in model.base_model.named_children())
         of_encoder = re.compile(rf"({model.base_model_prefix}\.)?({parts})\.(?!.*position_ids$)")
         unused = [name for name in unexpected if of_encoder.match(name)]
         if unused:

@@ -37,11 +37,11 @@ def load_config(path: str | Path) -> Config:
         raise UserError(f"{path} cannot be read ({error.strerror}): name a file of configs/") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
-    known = list(Config.__dataclass_fields__)
-    if not isinstance(values, dict) or sorted(values) != sorted(known):
-        odd = sorted(set(values) ^ set(known)) if isinstance(values, dict) else []
+    keys = list(Config.__dataclass_fields__)
+    if not isinstance(values, dict) or sorted(values) != sorted(keys):
+        odd = sorted(set(values) ^ set(keys)) if isinstance(values, dict) else []
         raise UserError(
-            f"{path} must hold exactly the keys {', '.join(known)}: unknown or missing here {', '.join(odd)}"
+            f"{path} must hold exactly the keys {', '.join(keys)}: unknown or missing here {', '.join(odd)}"
         )
     if values["encoder_class"] not in list(CLASSIFIERS):  # a list, as the value may be anything
         raise UserError(

@@ -87,12 +87,15 @@ def _as_in_file(tokenizer: PreTrainedTokenizerFast, path: Path, named: str) -> P
         return tokenizer
     logger.warning(
         "%s: transformers' %s would read texts in another way than its tokenizer.json says: tokenizer.json is followed",
-        named, type(tokenizer).__name__,
-    )  # fmt: skip
+        named,
+        type(tokenizer).__name__,
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=described, **tokenizer.special_tokens_map,
-        model_input_names=tokenizer.model_input_names, model_max_length=tokenizer.model_max_length,
-    )  # fmt: skip
+        tokenizer_object=described,
+        **tokenizer.special_tokens_map,
+        model_input_names=tokenizer.model_input_names,
+        model_max_length=tokenizer.model_max_length,
+    )
 
 
 def _with_case(tokenizer: PreTrainedTokenizerFast, name_or_path: str, named: str) -> PreTrainedTokenizerFast:
@@ -105,8 +108,10 @@ def _with_case(tokenizer: PreTrainedTokenizerFast, name_or_path: str, named: str
     logger.warning(
         "%s: %d of %d words of its vocabulary have capitals and no file says whether texts are lower-cased: they are "
         'not; if they should be, write {"do_lower_case": true} into its tokenizer_config.json',
-        named, capitals, len(words),
-    )  # fmt: skip
+        named,
+        capitals,
+        len(words),
+    )
     return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False, do_lower_case=False)
 
 
@@ -130,8 +135,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, hub_config: PretrainedCo
     if size and (unused > size / 2 or unused > max(256, UNUSED * size)):
         logger.warning(
             "%s: its tokenizer has %d tokens but the model %d embeddings: check that they belong together",
-            named, largest + 1, size,
-        )  # fmt: skip
+            named,
+            largest + 1,
+            size,
+        )
     padding, own_padding = tokenizer.pad_token_id, getattr(hub_config, "pad_token_id", None)
     if padding is None:
         choice = tokenizer.eos_token or tokenizer.sep_token or "[PAD]"
@@ -159,10 +166,13 @@ def telling_ids(tokenizer: Tokenizer) -> list[list[int]]:
 def _file(name_or_path: str, name: str) -> Path | None:
     """A file of a folder, or of what was fetched from the hub."""
     path = cached_file(
-        name_or_path, name, local_files_only=True,
-        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+        name_or_path,
+        name,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
-    )  # fmt: skip
+    )
     return Path(path) if path else None
 
 

