@@ -145,3 +145,25 @@ def test_name_whose_owner_is_a_folder_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         check_folder("embeddings/nowhere", "--flag", allow_hub_name=True)
+
+
+def test_name_on_the_hub_is_checked_as_a_folder_is(encoder, tmp_path, monkeypatch):
+    """Here from the hub's cache; a tokenizer that is not there is made up for a name too."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub/models--someone--encoder"
+    shutil.copytree(encoder, repository / "snapshots/1234")
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("1234")
+    own, hub = (
+        load_tokenizer(str(encoder), "--flag"),
+        load_tokenizer("someone/encoder", "--flag", allow_hub_name=True),
+    )
+    assert hub.get_vocab() == own.get_vocab()
+    model = load_model("someone/encoder", "--flag", Config("bert", 16), LABELS, new_head=True, allow_hub_name=True)
+    embeddings = load_word_embeddings("someone/encoder", "--flag", allow_hub_name=True)
+    assert torch.equal(embeddings, load_word_embeddings(str(encoder), "--flag"))
+    assert torch.equal(embeddings, model.get_input_embeddings().weight)
+    (repository / "snapshots/1234/tokenizer.json").unlink()
+    with pytest.raises(UserError, match="no vocabulary"):
+        load_tokenizer("someone/encoder", "--flag", allow_hub_name=True)

@@ -200,4 +200,8 @@ def test_weights_of_another_shape_are_no_start(trained):
     for key, value in (("intermediate_size", 128), ("num_hidden_layers", 3)):
         fields = json.loads((trained.folder / trained.encoder / "config.json").read_text())
         config.write_text(json.dumps(fields | {key: value}))
-        fails(trained.train(f"--bert_model_name_or_path={encoder}", out="other"), "encoder", "no weights of the right")
+        fails(
+            trained.train(f"--bert_model_name_or_path={encoder}", out="other"),
+            "encoder",
+            "of its weights, bert.encoder.layer",
+        )
