@@ -26,9 +26,10 @@ from utils.models import modeling_pruned
 from utils.models.checkpoint import check_labels, labels_of, load_hub_config, read_hub_config
 from utils.models.config import Config
 from utils.models.families import FAMILIES, family_of, layer_shapes, takes_token_types
-from utils.models.folder import MEND, check_content, check_weight_files
+from utils.models.folder import MEND, check_weight_files
 from utils.system.errors import UserError, first_line
 from utils.system.files import atomic_file, atomic_files_into
+from utils.system.placeholders import check_fetched
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def load_state(model: PreTrainedModel, path: str) -> None:
     Raises:
         UserError: the file is missing, is not a plain state dict, or does not fit.
     """
-    check_content(path)
+    check_fetched(Path(path))
     try:
         # weights_only: a pickle that would run code is refused, not executed.
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from utils.system.errors import UserError
+from utils.system.placeholders import check_fetched
 
 MEND = "check the path, or fetch a pretrained encoder with `python embeddings/fetch.py NAME`"
-LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # Weights that transformers 5 does not read, and what they are.
 OTHER_WEIGHTS = {
@@ -40,7 +40,7 @@ def check_folder(name_or_path: str, flag: str, allow_hub_name: bool = False) -> 
         return
     folder = Path(name_or_path)
     for path in sorted(folder.iterdir()):
-        check_content(path)
+        check_fetched(path)
     if (folder / "adapter_config.json").exists():
         raise UserError(
             f"{named} holds an adapter of PEFT (LoRA or the like), which is read by none of these scripts: merge it "
@@ -59,21 +59,6 @@ def check_folder(name_or_path: str, flag: str, allow_hub_name: bool = False) -> 
             f'{named}: its config.json does not say which family it is: add its model_type, such as "model_type": '
             '"bert"'
         )
-
-
-def check_content(path: str | Path) -> None:
-    """Check that a file is not what Git LFS, git-annex or DVC leave in the place of one that is elsewhere.
-
-    Raises:
-        UserError: it is.
-    """
-    path = Path(path)
-    if path.is_symlink() and not path.exists():
-        raise UserError(f"{path} is a link to a file that is not here: get it with `git annex get` or `dvc pull`")
-    if path.is_file() and path.stat().st_size < 1024:
-        with open(path, "rb") as file:
-            if file.read(len(LFS_HEADER)) == LFS_HEADER:
-                raise UserError(f"{path} is a Git-LFS pointer, not the file itself: get it with `git lfs pull`")
 
 
 def check_weight_files(name_or_path: str, flag: str) -> None:

@@ -8,7 +8,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # https://github.com/
 
 
 def check_fetched(path: Path) -> None:
-    """Check that a file is not the placeholder of one that has not been fetched; it may be missing altogether.
+    """Check that a path is not the placeholder of one that has not been fetched; it may be missing altogether.
 
     Raises:
         UserError: it is a Git-LFS pointer, or a link to what is not there, as of git-annex and DVC.
