@@ -7,7 +7,8 @@
 Each row of train.txt is varied --n_iter times: words are masked (--mask_ratio) or replaced by one of the nearest
 neighbours among the encoder's own word embeddings (--replace_ratio), and at times only some words in a row are kept
 (--ngram_ratio), after Tang et al. 2019 (arXiv 1903.12136) and TinyBERT (arXiv 1909.10351). No row comes twice, and none
-is in train.txt, valid.txt or test.txt. The label is its source's; fastformers.py goes by what the teacher says instead.
+is in train.txt, valid.txt or test.txt. Words are what spaces separate; in scripts without spaces, such as Chinese, every
+character is one. The label is its source's; fastformers.py goes by what the teacher says instead.
 Stopped or killed, the same command continues where it was. Run preprocess.py again afterwards.
 """
 
@@ -22,21 +23,23 @@ import utils.system.environment  # isort: skip  # noqa: F401
 
 from utils.arguments import (
     add_column_options,
-    add_overwrite_option,
+    add_resume_options,
     add_text_options,
-    deciding_flags,
+    begin_journal,
     fraction,
     positive_int,
     script_parser,
     text_columns,
 )
-from utils.data.augmentation import Ratios, augmented_chunks, finish, nearest_words, read_unfinished, write_chunks
+from utils.data.augmentation import Ratios, nearest_words, new_rows, variants, write_rows
 from utils.data.texts import AUGMENTED, SPLITS, read_labels, read_rows, split_path
 from utils.models.checkpoint import load_tokenizer
+from utils.models.classifier import load_word_embeddings
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 from utils.system.errors import UserError
 from utils.system.files import check_output_folder
+from utils.system.journal import unfinished_path
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--ngram_ratio", type=fraction, default=0.25, help="share of the variants with some words only")
     group.add_argument("--num_neighbours", type=positive_int, default=15, help="words that one may be replaced by")
     group.add_argument("--seed", type=int, default=42, help="of all choices; the result does not depend on --num_proc")
-    add_overwrite_option(parser.add_argument_group("continuing a run that was stopped or killed"))
+    add_resume_options(parser, training=False)
     group = parser.add_argument_group("hardware")
     group.add_argument("--num_proc", type=positive_int, default=1, help="processes that make variants")
     return parser.parse_args()
@@ -61,34 +64,34 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    data_dir = Path(args.data_dir)
-    tokenizer = load_tokenizer(args.bert_model_name_or_path, "--bert_model_name_or_path", allow_hub_name=True)
+    encoder, data_dir = args.bert_model_name_or_path, Path(args.data_dir)
+    tokenizer = load_tokenizer(encoder, "--bert_model_name_or_path", allow_hub_name=True)
     if args.mask_ratio and tokenizer.mask_token is None:
         raise UserError("--mask_ratio: this tokenizer has no mask token: give --mask_ratio=0")
-    target = data_dir / f"{AUGMENTED}.txt"
     if data_dir.is_dir():
         check_output_folder(data_dir, "--data_dir")
     names = text_columns(args)
     _, counts = read_labels(data_dir, names)
     known = {texts for split in SPLITS for texts, _ in read_rows(split_path(data_dir, split), names)}
-    neighbours = nearest_words(args.bert_model_name_or_path, tokenizer, args.num_neighbours)
-    ratios = Ratios(args.mask_ratio, args.replace_ratio, args.ngram_ratio)
-    train = progress_bar(read_rows(split_path(data_dir, "train"), names), total=counts["train"], unit="row")
+    embeddings = load_word_embeddings(encoder, "--bert_model_name_or_path")
+    neighbours = nearest_words(embeddings, tokenizer, args.num_neighbours)
+
+    def train_rows():
+        return progress_bar(read_rows(split_path(data_dir, "train"), names), total=counts["train"], unit="row")
+
+    target = data_dir / f"{AUGMENTED}.txt"
     contents = {"--data_dir": hash_of(known), "--bert_model_name_or_path": hash_of(neighbours.items())}
-    flags = deciding_flags(args, contents)
-    unfinished = data_dir / f"{AUGMENTED}.unfinished"
-    if args.overwrite:
-        unfinished.unlink(missing_ok=True)
-    done, seen = read_unfinished(unfinished, flags)
-    varied = augmented_chunks(
-        train, neighbours, tokenizer.mask_token, ratios, args.n_iter, args.seed, args.num_proc, done
-    )
-    made = write_chunks(unfinished, flags, varied, known, seen)
-    if not made:
-        unfinished.unlink()
+    cached = begin_journal(args, str(target), contents)
+    ratios = Ratios(args.mask_ratio, args.replace_ratio, args.ngram_ratio)
+    varied = variants(
+        cached, train_rows, counts["train"], neighbours, tokenizer.mask_token, ratios, args.n_iter, args.seed,
+        args.num_proc,
+    )  # fmt: skip
+    count = write_rows(target, new_rows(varied, known))
+    unfinished_path(target).unlink()
+    if not count:
         raise UserError(f"no row could be varied: raise --n_iter, --replace_ratio or --mask_ratio ({data_dir})")
-    finish(unfinished, target)
-    logger.info("[Augmented] : %d rows of %d, written to %s: run preprocess.py", made, counts["train"], target)
+    logger.info("[Augmented] : %d rows of %d, written to %s: run preprocess.py", count, counts["train"], target)
 
 
 def hash_of(items: Iterable) -> str:

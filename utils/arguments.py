@@ -58,14 +58,14 @@ def add_text_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     """--data_dir of a data set that need not be tokenized; returns its group, for what else a script reads."""
     group = parser.add_argument_group("input")
     group.add_argument(
-        "--data_dir", required=True, help="folder with train, valid and test, as .txt, .csv, .jsonl or .parquet"
+        "--data_dir", required=True, help="folder with train, valid and test, as .txt, .tsv, .csv, .jsonl or .parquet"
     )
     return group
 
 
 def add_column_options(parser: argparse.ArgumentParser) -> None:
     """--text_column and --label_column."""
-    group = parser.add_argument_group("columns of CSV, JSON lines and Parquet files")
+    group = parser.add_argument_group("columns of TSV, CSV, JSON lines and Parquet files")
     group.add_argument("--text_column", default="text", help="column of the sentence; of a pair, two, such as q1,q2")
     group.add_argument("--label_column", default="label", help="column of the label")
 
@@ -74,14 +74,16 @@ def text_columns(args: argparse.Namespace) -> Columns:
     """The columns that the options of `add_column_options` name.
 
     Raises:
-        UserError: more than two for the text, or an empty name.
+        UserError: more than two for the text, an empty name, or one name twice.
     """
     from utils.data.texts import Columns
 
-    texts = tuple(name.strip() for name in args.text_column.split(","))
+    texts, label = tuple(name.strip() for name in args.text_column.split(",")), args.label_column.strip()
     if len(texts) > 2 or not all(texts):
         raise UserError(f"--text_column={args.text_column}: name one column, or two of a pair with a comma between")
-    return Columns(texts, args.label_column)
+    if len({*texts, label}) <= len(texts):
+        raise UserError(f"--text_column={args.text_column} and --label_column={label} name a column twice: name others")
+    return Columns(texts, label)
 
 
 def add_checkpoint_options(group: argparse._ArgumentGroup) -> None:

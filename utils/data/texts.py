@@ -1,25 +1,36 @@
-"""The files of a data set: rows of one sentence or a pair, and a label, from text, CSV, JSON lines or Parquet."""
+"""The rows of a data set: one sentence or a pair, and a label, from files of several formats; and checks of them all."""
 
-import csv
-import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet
-
-from utils.system.errors import UserError, first_line
+from utils.data.formats import (
+    LINE_FORM,
+    READERS,
+    Numbered,
+    missing_file,
+    place,
+    read_cells,
+    read_fields,
+    undecodable_line,
+)
+from utils.system.errors import UserError
 
 SPLITS = ("train", "valid", "test")
 AUGMENTED = "augmented"  # where augment_data.py made one
-LINE_FORM = "each line is sentence<TAB>label or sentence_a<TAB>sentence_b<TAB>label"
+LONG_LABEL = 60  # characters; a longer one may well be a text
+# What the columns of other people's files are called, in a first line that text files here have not.
+COLUMN_NAMES = frozenset(
+    "label labels class category target tag sentiment intent text texts sentence sentence1 sentence2 sentence_a "
+    "sentence_b question question1 question2 premise hypothesis query review content message utterance".split()
+)
 
 TextRow = tuple[tuple[str, ...], str]  # one sentence or a pair, and the label
 
 
 class Columns(NamedTuple):
-    """Names of the columns of CSV, JSON lines and Parquet files."""
+    """Names of the columns of TSV, CSV, JSON lines and Parquet files."""
 
     texts: tuple[str, ...] = ("text",)  # one, or two for pairs
     label: str = "label"
@@ -39,36 +50,43 @@ def split_path(data_dir: Path, split: str) -> Path:
     Raises:
         UserError: there are two of them.
     """
-    found = [path for path in (data_dir / f"{split}{suffix}" for suffix in (".txt", *READERS)) if path.exists()]
-    if len(found) > 1:
-        raise UserError(f"{data_dir} has both {found[0].name} and {found[1].name}: move one of them away")
-    return found[0] if found else data_dir / f"{split}.txt"
+    paths = [path for path in (data_dir / f"{split}{suffix}" for suffix in (".txt", *READERS)) if path.exists()]
+    if len(paths) > 1:
+        raise UserError(f"{data_dir} has both {paths[0].name} and {paths[1].name}: move one of them away")
+    return paths[0] if paths else data_dir / f"{split}.txt"
 
 
 def read_rows(path: Path, names: Columns = NAMES) -> Iterator[TextRow]:
     """Yield (texts, label) for each row of a file.
 
     Raises:
-        UserError: the file is missing or empty, or a row is not UTF-8, lacks a column, has an empty label or another
-            number of columns than the first one. Names the line.
+        UserError: as `numbered_rows`.
     """
+    return (row for _, row in numbered_rows(path, names))
+
+
+def numbered_rows(path: Path, names: Columns = NAMES) -> Iterator[tuple[int, TextRow]]:
+    """Yield each row and the number of the line that it begins in, or of the row in a Parquet file.
+
+    Raises:
+        UserError: the file is missing, empty or damaged, or a row is not UTF-8, lacks a column, has an empty label,
+            another number of columns than the first one, or a cell that is no text. Names the line.
+    """
+    flags = dict.fromkeys(names.texts, "--text_column") | {names.label: "--label_column"}
     empty = True
     try:
-        if path.suffix in READERS:
-            for number, values in READERS[path.suffix](path, names):
-                empty = False
-                yield _row(path, number, values, names)
-        else:
-            for row in _read_lines(path):
-                empty = False
-                yield row
+        for number, (*texts, label) in _text_fields(path) if path.suffix == ".txt" else read_cells(path, flags):
+            if not label:
+                raise UserError(f"{place(path, number)}: empty label: give every row one")
+            empty = False
+            yield number, (tuple(texts), label)
+    except FileNotFoundError as error:
+        raise missing_file(path) from error
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): put the data set's text files there, as .txt, .csv, .jsonl or "
-            ".parquet"
-        ) from error
+        raise UserError(f"{path} cannot be read ({error.strerror}): check the file and its permissions") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason}): save the file as UTF-8") from error
+        line = undecodable_line(path)
+        raise UserError(f"{path}, line {line}: not UTF-8 ({error.reason}): save the file as UTF-8") from error
     if empty:
         raise UserError(f"{path} is empty: {LINE_FORM if path.suffix == '.txt' else 'it needs rows'}")
 
@@ -80,101 +98,91 @@ def read_labels(data_dir: Path, names: Columns = NAMES) -> tuple[dict[str, int],
         The labels of train in the order of their ids, with their numbers of rows; and each split's number of rows.
 
     Raises:
-        UserError: as `read_rows`, a label that train lacks, one label only, or pairs in one file but not all.
+        UserError: as `numbered_rows`, a first line that names columns where it should not, a label that train lacks or
+            that is not one line, one label only, or pairs in one file but not all.
     """
-    counts: dict[str, int] = {}
-    columns: dict[str, int] = {}
-    seen: dict[str, int] = {}
-    for split in present_splits(data_dir):
+    counts = dict.fromkeys(present_splits(data_dir), 0)
+    label_counts: dict[str, int] = {}
+    train, columns = split_path(data_dir, "train"), 0
+    for split in counts:
         path = split_path(data_dir, split)
-        counts[split] = 0
-        for counts[split], (texts, label) in enumerate(read_rows(path, names), start=1):
-            if split != "train" and label not in seen:
+        first_row: TextRow | None = None
+        for number, (texts, label) in numbered_rows(path, names):
+            first_row = first_row or (texts, label)
+            columns = columns or len(texts)
+            if len(texts) != columns:
                 raise UserError(
-                    f"{path}, line {counts[split]}: label {label!r} is not in train.txt: correct it, or add rows"
-                )
-            if columns.setdefault("texts", len(texts)) != len(texts):
-                raise UserError(
-                    f"{path} and train.txt differ in their number of columns: use pairs in all files or in none"
+                    f"{path} and {train.name} differ in their number of columns: use pairs in all files or in none"
                 )
             if split == "train":
-                seen[label] = seen.get(label, 0) + 1
-    if len(seen) < 2:
-        raise UserError(
-            f"{split_path(data_dir, 'train')} has only the label {next(iter(seen))!r}: a classifier needs two or more"
-        )
-    return {label: seen[label] for label in sorted(seen, key=_label_order)}, counts
+                if label not in label_counts:
+                    _check_one_line(path, number, label)
+                label_counts[label] = label_counts.get(label, 0) + 1
+            elif label not in label_counts:
+                if number == 1:
+                    _check_no_header(path, first_row)
+                raise _unknown_label(path, number, label, train, label_counts, names)
+            counts[split] += 1
+        if split == "train" and first_row and label_counts[first_row[1]] == 1:
+            _check_no_header(path, first_row)
+    if len(label_counts) < 2:
+        raise UserError(f"{train} has only the label {next(iter(label_counts))!r}: a classifier needs two or more")
+    return {label: label_counts[label] for label in sorted(label_counts, key=_label_order)}, counts
 
 
-def _read_lines(path: Path) -> Iterator[TextRow]:
+def _text_fields(path: Path) -> Numbered:
     columns = None
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason}): save the file as UTF-8") from error
-            *texts, label = (field.strip() for field in line.split("\t"))
-            if not texts:
-                raise UserError(f"{path}, line {number}: no tab: {LINE_FORM}")
-            if not label:
-                raise UserError(f"{path}, line {number}: empty label: {LINE_FORM}")
-            columns = columns or len(texts)
-            if len(texts) != columns or columns > 2:
-                raise UserError(f"{path}, line {number}: {len(texts) + 1} columns: {LINE_FORM}, the same in every line")
-            yield tuple(texts), label
+    for number, fields in read_fields(path):
+        columns = columns or len(fields)
+        if len(fields) != columns or columns > 3:
+            raise UserError(f"{place(path, number)}: {len(fields)} columns: {LINE_FORM}, the same in every line")
+        yield number, fields
 
 
-def _read_csv(path: Path, names: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for values in reader:
-                yield reader.line_num, values
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error}): correct it") from error
+def _check_no_header(path: Path, row: TextRow) -> None:
+    """Check the first row of a text file, whose label no other row has.
+
+    Raises:
+        UserError: it seems to name columns.
+    """
+    texts, label = row
+    is_name = [cell.lower() in COLUMN_NAMES for cell in (*texts, label)]
+    if path.suffix == ".txt" and (is_name[-1] or all(is_name[:-1])):
+        cells = ", ".join(map(repr, (*texts, label)))
+        raise UserError(
+            f"{path}, line 1 seems to name the columns ({cells}): remove it, or call the file {path.stem}.tsv; if it "
+            "is a row, give its label to another row too"
+        )
 
 
-def _read_jsonl(path: Path, names: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}: not valid JSON ({error}): one object a line") from error
-            if not isinstance(values, dict):
-                raise UserError(f"{path}, line {number}: not a JSON object: one a line")
-            yield number, values
+def _check_one_line(path: Path, number: int, label: str) -> None:
+    # label.txt has one a line, and augmented.txt has it after a tab.
+    if "\t" in label or len(label.splitlines()) > 1:
+        raise UserError(
+            f"{place(path, number)}: the label {_shown(label)} holds a tab or the end of a line: write it without"
+        )
 
 
-def _read_parquet(path: Path, names: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        file = pa.parquet.ParquetFile(path)
-    except pa.ArrowException as error:
-        raise UserError(f"{path} is no Parquet file ({first_line(error)}): make it again") from error
-    with file:
-        kept = [name for name in (*names.texts, names.label) if name in file.schema_arrow.names]
-        number = 0
-        for batch in file.iter_batches(columns=kept):
-            for values in batch.to_pylist():
-                number += 1
-                yield number, values
+def _unknown_label(
+    path: Path, number: int, label: str, train: Path, label_counts: dict[str, int], names: Columns
+) -> UserError:
+    unknown = f"{place(path, number)}: label {_shown(label)} is not in {train.name}"
+    own_counts = Counter(row_label for _, row_label in read_rows(path, names))
+    if own_counts.keys() == {label} and (label == "-1" or own_counts[label] > 1):
+        return UserError(
+            f"{unknown}, and all rows have it: this file seems to have no labels: take labelled rows for it, such as a "
+            f"part of {train.name}"
+        )
+    if len(label) > LONG_LABEL or len(label_counts) > max(100, sum(label_counts.values()) / 2):
+        guess = "is the label last in each line?" if path.suffix == ".txt" else f"is {names.label!r} its column?"
+        return UserError(f"{unknown}, and looks like a text: {guess}")
+    return UserError(f"{unknown}: correct it, or add rows")
 
 
-READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-
-
-def _row(path: Path, number: int, values: dict[str, Any], names: Columns) -> TextRow:
-    for name, flag in (*((name, "--text_column") for name in names.texts), (names.label, "--label_column")):
-        if values.get(name) is None:
-            has = ", ".join(str(key) for key in values)
-            raise UserError(f"{path}, line {number}: no value for {name!r}, only for {has}: correct it, or give {flag}")
-    label = str(values[names.label]).strip()
-    if not label:
-        raise UserError(f"{path}, line {number}: empty label: correct it")
-    return tuple(str(values[name]).strip() for name in names.texts), label
+def _shown(label: str) -> str:
+    return repr(label) if len(label) <= LONG_LABEL else f"{label[:LONG_LABEL]!r}..."
 
 
 def _label_order(label: str) -> tuple:
     # 2 before 10 where labels are numbers.
-    return (0, int(label), label) if label.isdecimal() else (1, 0, label)
+    return (0, int(label), label) if label.isdecimal() and len(label) < 20 else (1, 0, label)

@@ -1,4 +1,7 @@
-"""A long run in parts: those that are finished are kept in a file beside the output, JSON lines, one a part."""
+"""A long run in parts: those that are finished are kept in a file beside the output, JSON lines, one a part.
+
+Memory holds where each part begins in the file, not the parts.
+"""
 
 import json
 import logging
@@ -24,7 +27,7 @@ def uncached(name: str, make: Callable[[], Any]) -> Any:
 
 
 def cached_in(path: Path, flags: dict[str, Any], resume: str, overwrite: bool) -> Cached:
-    """A `Cached` that keeps every part at `path`, as JSON has it (arrays as lists), and gives those found there.
+    """A `Cached` that keeps every part at `path`, as JSON has it (arrays as lists), and reads it from there when asked.
 
     The caller removes the file in the end.
 
@@ -38,21 +41,18 @@ def cached_in(path: Path, flags: dict[str, Any], resume: str, overwrite: bool) -
     """
     if overwrite:
         path.unlink(missing_ok=True)
-    parts = _read_parts(path, flags) if is_there(path, resume) else {}
-    if parts:
-        logger.info("[Resume] : %s, %d parts are done", path, len(parts))
+    offsets = _find_parts(path, flags) if is_there(path, resume) else {}
+    if offsets:
+        logger.info("[Resume] : %s, %d parts are done", path, len(offsets))
 
     def cached(name: str, make: Callable[[], Any]) -> Any:
-        if name not in parts:
-            line = json.dumps([name, make()], default=np.ndarray.tolist)
-            if parts:
-                with open(path, "ab") as file:
-                    file.write(f"{line}\n".encode())
-            else:
-                with atomic_file(path) as temporary:
-                    temporary.write_bytes(f"{json.dumps(flags)}\n{line}\n".encode())
-            parts[name] = json.loads(line)[1]
-        return parts[name]
+        if name not in offsets:
+            line = f"{json.dumps([name, make()], default=np.ndarray.tolist)}\n".encode()
+            offsets[name] = _append(path, line, flags)
+            return json.loads(line)[1]
+        with open(path, "rb") as file:
+            file.seek(offsets[name])
+            return json.loads(file.readline())[1]
 
     return cached
 
@@ -63,18 +63,34 @@ def unfinished_path(output: str | Path) -> Path:
     return output.with_name(f"{output.name}.unfinished")
 
 
-def _read_parts(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
-    """The finished parts in a file of `cached_in`; a last one that is cut off is removed."""
-    try:
-        first, *lines = path.read_bytes().splitlines(keepends=True)
-        kept = dict(json.loads(first))
-        whole = [line for line in lines if line.endswith(b"\n")]
-        parts = dict(json.loads(line) for line in whole)
-    except (TypeError, ValueError) as error:
-        raise damaged(path) from error
-    check_flags(path, kept, flags)
-    os.truncate(path, len(first) + sum(map(len, whole)))
-    return parts
+def _append(path: Path, line: bytes, flags: dict[str, Any]) -> int:
+    """Write a part's line behind those at `path`, or start the file with it; returns the line's offset in bytes."""
+    if not path.exists():
+        first = f"{json.dumps(flags)}\n".encode()
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(first + line)
+        return len(first)
+    with open(path, "ab") as file:
+        offset = file.tell()
+        file.write(line)
+    return offset
+
+
+def _find_parts(path: Path, flags: dict[str, Any]) -> dict[str, int]:
+    """The offset in bytes of each finished part in a file of `cached_in`; a last one that is cut off is removed."""
+    offsets: dict[str, int] = {}
+    with open(path, "rb") as file:
+        try:
+            own_flags = dict(json.loads(file.readline()))
+            end = file.tell()
+            while (line := file.readline()).endswith(b"\n"):
+                name, _ = json.loads(line)
+                offsets[name], end = end, file.tell()
+        except (TypeError, ValueError) as error:
+            raise damaged(path) from error
+    check_flags(path, own_flags, flags)
+    os.truncate(path, end)
+    return offsets
 
 
 def is_there(path: Path, resume: str) -> bool:
@@ -88,17 +104,17 @@ def is_there(path: Path, resume: str) -> bool:
     return path.exists()
 
 
-def check_flags(path: Path, kept: dict, ours: dict) -> None:
+def check_flags(path: Path, theirs: dict, ours: dict) -> None:
     """Compare the options of the unfinished run at `path` with those given.
 
     Raises:
         UserError: one is another; names it.
     """
     ours = json.loads(json.dumps(ours))
-    for flag in kept | ours:
-        if kept.get(flag) != ours.get(flag):
+    for flag in theirs | ours:
+        if theirs.get(flag) != ours.get(flag):
             raise UserError(
-                f"{flag} is {ours.get(flag)} but {kept.get(flag)} in the unfinished run {path}: give the same to "
+                f"{flag} is {ours.get(flag)} but {theirs.get(flag)} in the unfinished run {path}: give the same to "
                 "continue that run, or --overwrite to start again"
             )
 
