@@ -3,9 +3,9 @@
     python preprocess.py --config=configs/config-bert-cls.json --data_dir=data/sst2 \\
         --bert_model_name_or_path=./embeddings/bert-base-uncased
 
-Each line of the text files is sentence<TAB>label or sentence_a<TAB>sentence_b<TAB>label. train.csv, train.jsonl or
-train.parquet may take the place of train.txt, with columns of the names that --text_column and --label_column give; the
-others likewise. Rows longer than the config's n_ctx tokens are truncated; nothing is padded. A teacher and a student
+Each line of the text files is sentence<TAB>label or sentence_a<TAB>sentence_b<TAB>label. train.tsv, train.csv,
+train.jsonl or train.parquet may take the place of train.txt, with columns of the names that --text_column and
+--label_column give; the others likewise. Rows longer than the config's n_ctx tokens are truncated; nothing is padded. A teacher and a student
 read one folder where they share a tokenizer; name the teacher with --teacher_bert_model_name_or_path to have that
 checked here already. A teacher with another one gets a folder of its own with the same files.
 Several processes, on one machine or on several that share their files: `torchrun --nproc_per_node=2 preprocess.py ...`.
@@ -14,6 +14,7 @@ Several processes, on one machine or on several that share their files: `torchru
 import argparse
 import itertools
 import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import utils.system.environment  # isort: skip  # noqa: F401
@@ -28,8 +29,8 @@ from utils.system.files import check_output_folder
 
 logger = logging.getLogger(__name__)
 
-# Shares of rows above which preprocess.py warns: of one label, and of rows that fill n_ctx.
-IMBALANCED, TRUNCATED = 0.8, 0.01
+# Shares above which preprocess.py warns: of rows with one label, of rows that fill n_ctx, and of unknown tokens.
+IMBALANCED, TRUNCATED, UNKNOWN = 0.8, 0.01, 0.5
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,31 +61,48 @@ def main() -> None:
     data_dir = Path(args.data_dir)
     if data_dir.is_dir():
         check_output_folder(data_dir, "--data_dir")
-
-    def progress(rows, total, split):
-        return iter(progress_bar(rows, total=total, desc=f"tokenize {split}", unit="row"))
-
-    names = text_columns(args)
-    labels, summary = tokenize_data(data_dir, tokenizer, config.n_ctx, progress, args.num_proc, names)
+    label_counts, summary = tokenize_data(
+        data_dir, tokenizer, config.n_ctx, progress, args.num_proc, text_columns(args)
+    )
     for split, counts in summary.items():
-        logger.info(
-            "[%s] : %d rows, %.1f tokens on average, longest %d", split,
-            counts["rows"], counts["mean_length"], counts["longest"],
+        log_split(split, counts, config.n_ctx, config, args.bert_model_name_or_path)
+    log_labels(label_counts, data_dir)
+
+
+def progress(rows: Iterable, total: int, split: str) -> Iterator:
+    """The same rows, with a bar."""
+    return iter(progress_bar(rows, total=total, desc=f"tokenize {split}", unit="row"))
+
+
+def log_split(split: str, counts: dict, n_ctx: int, config: str, encoder: str) -> None:
+    """Say how long a split's rows are, and what is wrong with many of them; `counts` as `tokenize_data` returns them."""
+    rows, full = counts["rows"], counts["full"]
+    logger.info(
+        "[%s] : %d rows, %.1f tokens on average, longest %d", split, rows, counts["mean_length"], counts["longest"]
+    )
+    if full > TRUNCATED * rows:
+        logger.warning(
+            "[%s] : %d rows, %.1f %%, fill all %d tokens and were probably cut: raise n_ctx in %s if what is lost "
+            "matters", split, full, 100 * full / rows, n_ctx, config,
         )  # fmt: skip
-        if counts["full"] > TRUNCATED * counts["rows"]:
-            logger.warning(
-                "[%s] : %d rows, %.1f %%, fill all %d tokens and were probably cut: raise n_ctx in %s if what is lost "
-                "matters", split, counts["full"], 100 * counts["full"] / counts["rows"], config.n_ctx, args.config,
-            )  # fmt: skip
-    most = max(labels, key=labels.__getitem__)
-    share = labels[most] / sum(labels.values())
+    if counts["unknown"] > UNKNOWN:
+        logger.warning(
+            "[%s] : %.1f %% of the tokens are unknown to the tokenizer of %s, which cannot tell such words apart: use "
+            "an encoder for the language of these texts", split, 100 * counts["unknown"], encoder,
+        )  # fmt: skip
+
+
+def log_labels(label_counts: dict[str, int], data_dir: Path) -> None:
+    """Say which labels there are, and where nearly all rows have the same one."""
+    most = max(label_counts, key=label_counts.__getitem__)
+    share = label_counts[most] / sum(label_counts.values())
     if share > IMBALANCED:
         logger.warning(
             "[Labels] : %.1f %% of train is %s, and so is the accuracy of always saying that: go by the macro F1 of "
             "evaluate.py", 100 * share, most,
         )  # fmt: skip
-    shown = ", ".join(itertools.islice(labels, 8)) + (", ..." if len(labels) > 8 else "")
-    logger.info("[Labels] : %d (%s), written to %s", len(labels), shown, data_dir / "label.txt")
+    shown = ", ".join(itertools.islice(label_counts, 8)) + (", ..." if len(label_counts) > 8 else "")
+    logger.info("[Labels] : %d (%s), written to %s", len(label_counts), shown, data_dir / "label.txt")
 
 
 if __name__ == "__main__":

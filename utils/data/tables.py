@@ -78,7 +78,8 @@ def tokenize_data(
 
     Returns:
         The labels with their numbers of rows in train; and for each split its number of rows, mean and longest length
-        in tokens, and how many rows have n_ctx tokens, which most of them were cut to; empty but in the first process.
+        in tokens, how many rows have n_ctx tokens, which most of them were cut to, and the share of unknown tokens
+        among all but the special ones; empty but in the first process.
 
     Raises:
         UserError: as `read_labels`, or data_dir/tokenized is something else, or another process failed.
@@ -101,7 +102,7 @@ def tokenize_data(
                 _write_batches(shards[state.process_index], map_in_processes(tokenize_chunk, own, num_proc))
             if state.is_main_process:
                 _merge(shards, folder / f"{split}.arrow")
-                summary[split] = _summary(folder / f"{split}.arrow", n_ctx)
+                summary[split] = _summary(folder / f"{split}.arrow", tokenizer, n_ctx)
         if state.is_main_process:
             meta = {
                 "labels": labels,
@@ -110,7 +111,7 @@ def tokenize_data(
                 "texts": {split: _file_hash(split_path(data_dir, split)) for split in splits},
             }
             write_json(folder / "meta.json", meta)
-            _keep_teachers_logits(target, folder, splits)
+            _copy_teachers_logits(target, folder, splits)
             with atomic_file(data_dir / "label.txt") as temporary:
                 temporary.write_text("".join(label + "\n" for label in labels), encoding="utf-8")
     return label_counts, summary
@@ -268,22 +269,30 @@ def _batches_in_turns(shards: list[Path]) -> Iterator[pa.RecordBatch]:
                 return
 
 
-def _keep_teachers_logits(old: Path, new: Path, splits: list[str]) -> None:
+def _copy_teachers_logits(old: Path, new: Path, splits: list[str]) -> None:
     """Take along what `utils.training.teacher` keeps beside the splits that have not changed."""
     for split in splits:
-        kept, table = list(old.glob(f"teacher-*-{split}-*.safetensors")), f"{split}.arrow"
-        if kept and (old / table).exists() and filecmp.cmp(old / table, new / table, shallow=False):
-            for path in kept:
+        paths, table = list(old.glob(f"teacher-*-{split}-*.safetensors")), f"{split}.arrow"
+        if paths and (old / table).exists() and filecmp.cmp(old / table, new / table, shallow=False):
+            for path in paths:
                 shutil.copy2(path, new)
 
 
-def _summary(path: Path, n_ctx: int) -> dict[str, float]:
-    widths = lengths(datasets.Dataset.from_file(str(path)))
+def _summary(path: Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> dict[str, float]:
+    split = datasets.Dataset.from_file(str(path))
+    widths, words, unknown = lengths(split), 0, 0
+    special = pa.array([i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id], pa.int32())
+    for chunk in split.data.column("input_ids").chunks:
+        ids = chunk.flatten()
+        words += len(ids) - (pa.compute.sum(pa.compute.is_in(ids, special)).as_py() or 0)
+        if tokenizer.unk_token_id is not None:
+            unknown += pa.compute.sum(pa.compute.equal(ids, tokenizer.unk_token_id)).as_py() or 0
     return {
         "rows": len(widths),
         "mean_length": float(widths.mean()),
         "longest": int(widths.max()),
         "full": int((widths == n_ctx).sum()),
+        "unknown": unknown / max(1, words),
     }
 
 
