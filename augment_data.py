@@ -6,9 +6,9 @@
 
 Each row of train.txt is varied --n_iter times: words are masked (--mask_ratio) or replaced by one of the nearest
 neighbours among the encoder's own word embeddings (--replace_ratio), and at times only some words in a row are kept
-(--ngram_ratio), after Tang et al. 2019 (arXiv 1903.12136) and TinyBERT (arXiv 1909.10351). No row comes twice, and none
-is in train.txt, valid.txt or test.txt. Words are what spaces separate; in scripts without spaces, such as Chinese, every
-character is one. The label is its source's; fastformers.py goes by what the teacher says instead.
+(--ngram_ratio), after Tang et al. 2019 (arXiv 1903.12136) and TinyBERT (arXiv 1909.10351). Words are what spaces
+separate; in scripts without spaces, such as Chinese, each character. No row comes twice, and none is in train.txt,
+valid.txt or test.txt. The label is its source's; fastformers.py goes by what the teacher says instead.
 Stopped or killed, the same command continues where it was. Run preprocess.py again afterwards.
 """
 
@@ -80,7 +80,10 @@ def main() -> None:
         return progress_bar(read_rows(split_path(data_dir, "train"), names), total=counts["train"], unit="row")
 
     target = data_dir / f"{AUGMENTED}.txt"
-    contents = {"--data_dir": hash_of(known), "--bert_model_name_or_path": hash_of(neighbours.items())}
+    contents: dict[str, object] = {
+        "--data_dir": hash_of(known),
+        "--bert_model_name_or_path": hash_of(neighbours.items()),
+    }
     cached = begin_journal(args, str(target), contents)
     ratios = Ratios(args.mask_ratio, args.replace_ratio, args.ngram_ratio)
     varied = variants(

@@ -5,9 +5,10 @@
 
 Each line of the text files is sentence<TAB>label or sentence_a<TAB>sentence_b<TAB>label. train.tsv, train.csv,
 train.jsonl or train.parquet may take the place of train.txt, with columns of the names that --text_column and
---label_column give; the others likewise. Rows longer than the config's n_ctx tokens are truncated; nothing is padded. A teacher and a student
-read one folder where they share a tokenizer; name the teacher with --teacher_bert_model_name_or_path to have that
-checked here already. A teacher with another one gets a folder of its own with the same files.
+--label_column give; the others likewise. Rows longer than the config's n_ctx tokens are truncated; nothing is padded. A
+teacher and a student read one folder where they share a tokenizer; name the teacher with
+--teacher_bert_model_name_or_path to have that checked here already. A teacher with another one gets a folder of its own
+with the same files.
 Several processes, on one machine or on several that share their files: `torchrun --nproc_per_node=2 preprocess.py ...`.
 """
 
@@ -65,7 +66,7 @@ def main() -> None:
         data_dir, tokenizer, config.n_ctx, progress, args.num_proc, text_columns(args)
     )
     for split, counts in summary.items():
-        log_split(split, counts, config.n_ctx, config, args.bert_model_name_or_path)
+        log_split(split, counts, config.n_ctx, args.config, args.bert_model_name_or_path)
     log_labels(label_counts, data_dir)
 
 
@@ -75,7 +76,7 @@ def progress(rows: Iterable, total: int, split: str) -> Iterator:
 
 
 def log_split(split: str, counts: dict, n_ctx: int, config: str, encoder: str) -> None:
-    """Say how long a split's rows are, and what is wrong with many of them; `counts` as `tokenize_data` returns them."""
+    """Say how long a split's rows are, and what is wrong with many; `counts` is one of `tokenize_data`."""
     rows, full = counts["rows"], counts["full"]
     logger.info(
         "[%s] : %d rows, %.1f tokens on average, longest %d", split, rows, counts["mean_length"], counts["longest"]

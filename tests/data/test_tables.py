@@ -1,6 +1,5 @@
 """From text files to batches."""
 
-import csv
 import json
 
 import numpy as np
@@ -8,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from conftest import fails, make_tokenizer, write_texts
+from data_files import write_rows
 
 from utils.data.tables import batches_by_length, collate, lengths, load_data, shuffled_batches, tokenize_data
-from utils.data.texts import Columns, read_rows
 from utils.system.errors import UserError
 
 
@@ -30,11 +29,6 @@ def test_rows_round_trip(tmp_path):
         row = data.splits["train"][i]
         assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == text
         assert data.labels[row["label"]] == label
-
-
-def test_windows_line_ends_byte_order_mark_and_labels_of_any_kind(tmp_path):
-    (tmp_path / "a.txt").write_bytes("\ufeffgood film \tvery, good!\r\nbad\t-1\r\n\ttwice\r\n".encode())
-    assert list(read_rows(tmp_path / "a.txt")) == [(("good film",), "very, good!"), (("bad",), "-1"), (("",), "twice")]
 
 
 def test_number_labels_are_in_numeric_order(tmp_path):
@@ -84,47 +78,33 @@ def test_changed_text_is_noticed(tmp_path):
 
 def test_any_number_of_processes_makes_the_same_tables(tmp_path, monkeypatch):
     monkeypatch.setattr("utils.data.tables.CHUNK", 10)
-    tokenizer, found = make_tokenizer(), []
+    tokenizer, tables = make_tokenizer(), []
     for count in (1, 3):
         folder = write_texts(tmp_path / str(count))
         tokenize_data(folder, tokenizer, 16, lambda rows, total, split: iter(rows), count)
-        found.append([(folder / f"tokenized/{split}.arrow").read_bytes() for split in ("train", "valid", "test")])
-    assert found[0] == found[1]
+        tables.append([(folder / f"tokenized/{split}.arrow").read_bytes() for split in ("train", "valid", "test")])
+    assert tables[0] == tables[1]
 
 
-def columns_as(folder, suffix: str, rows: list[dict]) -> None:
-    table = pa.Table.from_pylist(rows)
-    for split in ("train", "valid", "test"):
-        path = folder / f"{split}{suffix}"
-        if suffix == ".csv":
-            with open(path, "w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, rows[0].keys())
-                writer.writeheader()
-                writer.writerows(rows)
-        elif suffix == ".jsonl":
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        else:
-            pa.parquet.write_table(table, path)
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl", ".parquet"])
 def test_other_formats(project, suffix):
-    """The same tables as from text; quotes, commas, line ends and numbers as labels are nothing special."""
+    """The same tables as from text, and models that say the labels; quotes and commas are nothing special."""
     steps = project()
-    texts = ['a "good" film', "a film,\nnot good", "tab\there", "bad"]
+    texts = ['a "good" film', "a film, not good", "good", "bad"]
     rows = [{"id": i, "body": text, "stars": i % 2} for i, text in enumerate(texts)]
-    for path in steps.data.iterdir():
-        path.unlink()
-    columns_as(steps.data, suffix, rows)
+    for split in ("train", "valid", "test"):
+        (steps.data / f"{split}.txt").write_text("".join(f"{row['body']}\t{row['stars']}\n" for row in rows))
+    assert steps.preprocess()[0] == 0
+    expected = (steps.data / "tokenized/train.arrow").read_bytes()
+    for split in ("train", "valid", "test"):
+        (steps.data / f"{split}.txt").unlink()
+        write_rows(steps.data / f"{split}{suffix}", rows)
     code, stderr = steps.preprocess("--text_column=body", "--label_column=stars")
     assert code == 0, stderr
+    assert (steps.data / "tokenized/train.arrow").read_bytes() == expected
     assert (steps.data / "label.txt").read_text() == "0\n1\n"
-    found = list(read_rows(steps.data / f"train{suffix}", Columns(("body",), "stars")))
-    assert found == [((text,), str(i % 2)) for i, text in enumerate(texts)]
-    pairs = read_rows(steps.data / f"train{suffix}", Columns(("body", "id"), "stars"))
-    assert next(pairs) == (('a "good" film', "0"), "0")
     assert steps.train("--epoch=1")[0] == 0
-    fails(steps.preprocess(), f"train{suffix}, line", "no value for 'text'", "--text_column")
+    fails(steps.preprocess(), f"train{suffix}", "'text', only 'id', 'body', 'stars'", "--text_column")
     fails(steps.preprocess("--text_column=body", "--label_column=mark"), "'mark'", "--label_column")
     fails(steps.preprocess("--text_column=a,b,c"), "--text_column=a,b,c")
     (steps.data / "train.txt").write_text("a film\t0\n")
@@ -132,6 +112,33 @@ def test_other_formats(project, suffix):
     (steps.data / "train.txt").unlink()
     (steps.data / f"train{suffix}").write_bytes(b'"broken')
     fails(steps.preprocess("--text_column=body", "--label_column=stars"), f"train{suffix}")
+
+
+def test_class_names_become_the_models_labels(project):
+    steps = project()
+    features = {"label": {"names": ["bad", "good"], "_type": "ClassLabel"}}
+    table = pa.table({"text": ["a good film", "a bad film"] * 4, "label": [1, 0] * 4})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    for split in ("train", "valid", "test"):
+        (steps.data / f"{split}.txt").unlink()
+        pa.parquet.write_table(table, steps.data / f"{split}.parquet")
+    assert steps.preprocess()[0] == 0
+    assert load_data(steps.data, make_tokenizer(), 16).labels == ["bad", "good"]
+    assert steps.train("--epoch=1")[0] == 0
+    config = json.loads((steps.folder / "teacher/config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "good"}
+
+
+def test_words_that_are_unknown_are_said(project):
+    steps = project()
+    code, stderr = steps.preprocess()
+    assert code == 0 and "are unknown" not in stderr
+    for split, words in (("valid", "ein film sehr gut"), ("test", "a film sehr gut")):
+        (steps.data / f"{split}.txt").write_text(f"{words}\tpositive\n")
+    code, stderr = steps.preprocess()
+    assert code == 0
+    assert "[valid] : 75.0 % of the tokens are unknown" in stderr and steps.encoder in stderr
+    assert stderr.count("are unknown") == 1, "half of the words is not most of them"
 
 
 def test_what_makes_accuracy_mislead_is_said(project):

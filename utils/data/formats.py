@@ -150,7 +150,7 @@ def _read_tsv(path: Path, flags: Flags) -> Numbered:
 
 
 def _tsv_records(path: Path) -> Numbered:
-    """The cells of all lines. Quotes are a part of the text, as in GLUE's files, but where a cell is quoted as in CSV."""
+    """The cells of all lines. A quote is part of the text, as in GLUE's files, unless a cell is quoted as in CSV."""
     all_quoted = False
     for number, line in _lines(path, newline="\n"):
         cells = line.split("\t")
@@ -284,8 +284,8 @@ def _text(path: Path, number: int, name: str, value: Any) -> str:
     if value is TWICE:
         raise UserError(f"{place(path, number)}: {name!r} is there twice: remove one")
     raise UserError(
-        f"{place(path, number)}: {name!r} is {_kind(value)}, not text or a whole number: write it as text, or leave the "
-        "row out"
+        f"{place(path, number)}: {name!r} is {_kind(value)}, not text or a whole number: write it as text, or leave "
+        "the row out"
     )
 
 

@@ -108,7 +108,7 @@ def tokenize_data(
                 "labels": labels,
                 "n_ctx": n_ctx,
                 "tokenizer": tokenizer_fingerprint(tokenizer),
-                "texts": {split: _file_hash(split_path(data_dir, split)) for split in splits},
+                "texts": {split: file_hash(split_path(data_dir, split)) for split in splits},
             }
             write_json(folder / "meta.json", meta)
             _copy_teachers_logits(target, folder, splits)
@@ -144,7 +144,7 @@ def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: i
         raise UserError(f"{data_dir} was tokenized with another tokenizer than this model's: {again} with this model's")
     for split in hashes:
         path = split_path(data_dir, split)
-        if path.exists() and _file_hash(path) != hashes[split]:
+        if path.exists() and file_hash(path) != hashes[split]:
             raise UserError(f"{path} has changed since it was tokenized: {again}")
     fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
     return Data(labels, splits, data_dir / "tokenized", fingerprint, hashes)
@@ -170,6 +170,12 @@ def with_augmented_rows(data: Data) -> Data:
     """The same data with its augmented rows behind those of train."""
     train = datasets.concatenate_datasets([data.splits["train"], data.splits[AUGMENTED]])
     return replace(data, splits=data.splits | {"train": train})
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lengths(split: datasets.Dataset) -> np.ndarray:
@@ -294,8 +300,3 @@ def _summary(path: Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> dict
         "full": int((widths == n_ctx).sum()),
         "unknown": unknown / max(1, words),
     }
-
-
-def _file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

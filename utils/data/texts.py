@@ -1,4 +1,4 @@
-"""The rows of a data set: one sentence or a pair, and a label, from files of several formats; and checks of them all."""
+"""The rows of a data set: one sentence or a pair, and a label, from files of several formats, and checks of them."""
 
 from collections import Counter
 from collections.abc import Iterator
