@@ -32,7 +32,8 @@ from utils.arguments import (
     text_columns,
 )
 from utils.data.augmentation import Ratios, nearest_words, new_rows, variants, write_rows
-from utils.data.texts import AUGMENTED, SPLITS, read_labels, read_rows, split_path
+from utils.data.tables import file_hash
+from utils.data.texts import AUGMENTED, SPLITS, TextRow, read_labels, read_rows, split_path
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_word_embeddings
 from utils.system.bars import progress_bar
@@ -76,13 +77,13 @@ def main() -> None:
     embeddings = load_word_embeddings(encoder, "--bert_model_name_or_path")
     neighbours = nearest_words(embeddings, tokenizer, args.num_neighbours)
 
-    def train_rows():
+    def train_rows() -> Iterable[TextRow]:
         return progress_bar(read_rows(split_path(data_dir, "train"), names), total=counts["train"], unit="row")
 
     target = data_dir / f"{AUGMENTED}.txt"
     contents: dict[str, object] = {
-        "--data_dir": hash_of(known),
-        "--bert_model_name_or_path": hash_of(neighbours.items()),
+        "--data_dir": [file_hash(split_path(data_dir, split))[:16] for split in SPLITS],
+        "--bert_model_name_or_path": hash_of(neighbours),
     }
     cached = begin_journal(args, str(target), contents)
     ratios = Ratios(args.mask_ratio, args.replace_ratio, args.ngram_ratio)
@@ -97,9 +98,9 @@ def main() -> None:
     logger.info("[Augmented] : %d rows of %d, written to %s: run preprocess.py", count, counts["train"], target)
 
 
-def hash_of(items: Iterable) -> str:
-    """The same for the same items, in whatever order."""
-    return hashlib.sha256(json.dumps(sorted(items)).encode()).hexdigest()[:16]
+def hash_of(neighbours: dict[str, list[str]]) -> str:
+    """The same for the same neighbours, in whatever order their words are."""
+    return hashlib.sha256(json.dumps(neighbours, sort_keys=True).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

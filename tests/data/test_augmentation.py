@@ -133,6 +133,10 @@ def test_a_killed_run_goes_on(project, monkeypatch, cut):
     parts = without_last_bytes(unfinished, cut) - 1
     (steps.data / "augmented.txt").unlink()
     fails(augment(steps, "--seed=7"), "--seed is 7 but 42", "augmented.txt.unfinished", "--overwrite")
+    train = (steps.data / "train.txt").read_text()
+    (steps.data / "train.txt").write_text(train.replace("negative", "positive", 1))
+    fails(augment(steps), "--data_dir", "--overwrite")
+    (steps.data / "train.txt").write_text(train)
     code, stderr = augment(steps, "--resume=always")
     assert code == 0 and f"{parts} parts are done" in stderr
     assert rows(steps.data / "augmented.txt") == expected

@@ -168,6 +168,9 @@ def test_columns_that_are_not_there(tmp_path):
     refused(write(tmp_path / "a.csv", '"text";"label"\n"fine";"1"\n'), "line 1", "separated by ';'")
     refused(write(tmp_path / "a.csv", "text\tlabel\nfine\t1\n"), "call it a.tsv")
     refused(write(tmp_path / "a.tsv", "text,label\nfine,1\n"), "call it a.csv")
+    refused(
+        write(tmp_path / "test.tsv", "index\ttext\n0\tfine\n"), "no column 'label'", "rows without labels are of no use"
+    )
     refused(write_rows(tmp_path / "a.parquet", [{"text": "a", "mark": 1}]), "no column 'label', only 'text', 'mark'")
 
 
@@ -280,6 +283,13 @@ def test_files_of_other_names(tmp_path, name, parts):
     for one in name.split():
         write(tmp_path / one, "x")
     refused_set(tmp_path, *parts)
+
+
+def test_link_to_a_file_that_is_not_there(tmp_path):
+    data_set(tmp_path)
+    (tmp_path / "valid.txt").unlink()
+    (tmp_path / "valid.csv").symlink_to(tmp_path / "annex/valid.csv")
+    refused_set(tmp_path, "valid.csv is a link to a file that is not there")
 
 
 def test_nothing_is_left_behind(project):

@@ -90,6 +90,8 @@ def missing_file(path: Path) -> UserError:
             ".jsonl or .parquet"
         )
     suffix, packed = similar[0][3].lower(), similar[0][4]
+    if (folder / similar[0][0]).is_symlink() and not (folder / similar[0][0]).exists():
+        return UserError(f"{folder / similar[0][0]} is a link to a file that is not there: fetch that file")
     target = f"{split}.{'jsonl' if suffix in ('json', 'ndjson') else suffix}"
     mend = f"call it {target}"
     if len(similar) > 1:
