@@ -126,7 +126,9 @@ def read_labels(data_dir: Path, names: Columns = NAMES) -> tuple[dict[str, int],
         if split == "train" and first_row and label_counts[first_row[1]] == 1:
             _check_no_header(path, first_row)
     if len(label_counts) < 2:
-        raise UserError(f"{train} has only the label {next(iter(label_counts))!r}: a classifier needs two or more")
+        raise UserError(
+            f"{train} has only the label {_shown(next(iter(label_counts)))}: a classifier needs two or more"
+        )
     return {label: label_counts[label] for label in sorted(label_counts, key=_label_order)}, counts
 
 
@@ -176,7 +178,7 @@ def _unknown_label(
     if len(label) > LONG_LABEL or len(label_counts) > max(100, sum(label_counts.values()) / 2):
         guess = "is the label last in each line?" if path.suffix == ".txt" else f"is {names.label!r} its column?"
         return UserError(f"{unknown}, and looks like a text: {guess}")
-    return UserError(f"{unknown}: correct it, or add rows")
+    return UserError(f"{place(path, number)}: label {_shown(label)} is not in {train.name}: correct it, or add rows")
 
 
 def _shown(label: str) -> str:
