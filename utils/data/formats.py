@@ -188,7 +188,7 @@ def _under_header(path: Path, records: Numbered, flags: Flags) -> Numbered:
     names = [name.strip() for name in header]
     while names and not names[-1]:
         names.pop()
-    _check_names(f"{path}, line {number}", names, flags)
+    _check_names(path, f"{path}, line {number}", names, flags)
     columns = {name: names.index(name) for name in flags}
     for number, cells in _without_blank_end(records, lambda cells: not any(map(str.strip, cells))):
         if len(cells) != len(names) and (len(cells) < len(names) or any(map(str.strip, cells[len(names) :]))):
@@ -197,10 +197,13 @@ def _under_header(path: Path, records: Numbered, flags: Flags) -> Numbered:
         yield number, {name: cells[column] for name, column in columns.items()}
 
 
-def _check_names(header: str, names: list[str], flags: Flags) -> None:
+def _check_names(path: Path, header: str, names: list[str], flags: Flags) -> None:
+    """Check that each wanted column is there once; `header` says where the names are."""
     for name, flag in flags.items():
         if name not in names:
             more = "; rows without labels are of no use here" if flag == "--label_column" else ""
+            if path.suffix == ".tsv" and not any(name in names for name in flags):
+                more = f", or call the file {path.stem}.txt if its first line is a row"
             raise UserError(f"{header} names no column {name!r}, {_only(names)}: give its name with {flag}{more}")
         if names.count(name) > 1:
             raise UserError(f"{header}: {names.count(name)} columns are called {name!r}: rename or remove one")
@@ -239,7 +242,7 @@ def _read_parquet(path: Path, flags: Flags) -> Numbered:
     try:
         with pa.parquet.ParquetFile(path) as file:
             columns = {name.strip(): name for name in file.schema_arrow.names}
-            _check_names(str(path), [name.strip() for name in file.schema_arrow.names], flags)
+            _check_names(path, str(path), [name.strip() for name in file.schema_arrow.names], flags)
             classes = {name: _class_names(file.schema_arrow.metadata, columns[name]) for name in flags}
             for batch in file.iter_batches(columns=[columns[name] for name in flags]):
                 for row in batch.to_pylist():
