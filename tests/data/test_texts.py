@@ -171,6 +171,7 @@ def test_columns_that_are_not_there(tmp_path):
     refused(
         write(tmp_path / "test.tsv", "index\ttext\n0\tfine\n"), "no column 'label'", "rows without labels are of no use"
     )
+    refused(write(tmp_path / "test.tsv", "fine\t1\nbad\t0\n"), "only 'fine', '1'", "call the file test.txt")
     refused(write_rows(tmp_path / "a.parquet", [{"text": "a", "mark": 1}]), "no column 'label', only 'text', 'mark'")
 
 
