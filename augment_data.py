@@ -74,7 +74,7 @@ def main() -> None:
     names = text_columns(args)
     _, counts = read_labels(data_dir, names)
     known = {texts for split in SPLITS for texts, _ in read_rows(split_path(data_dir, split), names)}
-    embeddings = load_word_embeddings(encoder, "--bert_model_name_or_path")
+    embeddings = load_word_embeddings(encoder, "--bert_model_name_or_path", allow_hub_name=True)
     neighbours = nearest_words(embeddings, tokenizer, args.num_neighbours)
 
     def train_rows() -> Iterable[TextRow]:

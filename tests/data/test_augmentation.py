@@ -161,7 +161,7 @@ def test_encoder_without_usable_weights(project):
     save_file(
         {name: value for name, value in weights.items() if "word_embed" not in name}, encoder / "model.safetensors"
     )
-    fails(augment(steps), f"--bert_model_name_or_path={encoder}", "no weights of its word embeddings")
+    fails(augment(steps), f"--bert_model_name_or_path={encoder}", "has no word embeddings")
     (encoder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     fails(augment(steps), f"--bert_model_name_or_path={encoder}")
     (encoder / "model.safetensors").unlink()

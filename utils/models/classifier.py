@@ -133,27 +133,6 @@ def load_word_embeddings(name_or_path: str, flag: str, allow_hub_name: bool = Fa
     return embeddings.weight.detach()
 
 
-def load_word_embeddings(name_or_path: str, flag: str) -> torch.Tensor:
-    """The word embeddings of an encoder of any family, float32 [tokens, hidden size].
-
-    Raises:
-        UserError: the checkpoint has none, or is damaged; names `flag`.
-    """
-    try:
-        # Pruned layers have other shapes than config.json's own keys say: they are of no use here.
-        model, loading = AutoModel.from_pretrained(
-            name_or_path, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True,
-            trust_remote_code=False,
-        )  # fmt: skip
-        embeddings = model.get_input_embeddings().weight.detach()
-        unusable = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
-        if any(model.get_parameter(name) is model.get_input_embeddings().weight for name in unusable):
-            raise ValueError("no weights of its word embeddings")
-    except Exception as error:  # whatever a damaged file provokes
-        raise UserError(f"{flag}={name_or_path} cannot be loaded ({first_line(error)}): {MEND}") from error
-    return embeddings
-
-
 def load_state(model: PreTrainedModel, path: str) -> None:
     """Load a state dict written by `save_checkpoint` into `model`, in place.
 
