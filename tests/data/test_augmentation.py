@@ -163,7 +163,7 @@ def test_encoder_without_usable_weights(project):
     )
     fails(augment(steps), f"--bert_model_name_or_path={encoder}", "has no word embeddings")
     (encoder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    fails(augment(steps), f"--bert_model_name_or_path={encoder}")
+    fails(augment(steps), str(encoder / "model.safetensors"), "git lfs pull")
     (encoder / "model.safetensors").unlink()
     fails(augment(steps), f"--bert_model_name_or_path={encoder}")
     assert snapshot(steps.data) == before
