@@ -1,14 +1,16 @@
 """What every script does the same way: report a user's mistake, log, end on Ctrl-C.
 
-For scripts alone: importing it sets sys.excepthook. Modules that a program imports use `utils.system.errors`.
+For scripts alone: importing it changes what Ctrl-C does. Modules that a program imports use `utils.system.errors`.
 """
+
+import utils.system.interrupts  # isort: skip  # noqa: F401
 
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 
 from utils.system.errors import FULL_DISK, UserError
 from utils.system.signals import Terminated
@@ -28,6 +30,8 @@ def run_script(main: Callable[[], None]) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     script = os.path.basename(sys.argv[0])
     try:
         main()
@@ -42,17 +46,6 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as stop:
         print(f"{script}: {str(stop) or 'stopped: run the same command again'}", file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)
-
-
-def _uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """As Python does, but Ctrl-C in a script that still imports its libraries needs no traceback."""
-    if issubclass(kind, KeyboardInterrupt):
-        print(f"{os.path.basename(sys.argv[0])}: stopped", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)
-
-
-sys.excepthook = _uncaught
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
