@@ -280,6 +280,7 @@ def main() -> None:
                 onnx.save(graph, temporary)
     if args.output_dir:
         made = {"n_ctx": config.n_ctx, "version": kind, "machine": machine}
+        made |= {"texts": data.texts_a_row} if data.texts_a_row else {}
         write_model_dir(args.output_dir, versions[kind], tokenizer, model.config, made, shown)
     unfinished_path(output).unlink()
 

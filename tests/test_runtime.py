@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from conftest import ROOT, WORDS, make_encoder, make_tokenizer
+from conftest import ROOT, WORDS, make_encoder, make_tokenizer, write_texts
 from transformers import AutoModelForSequenceClassification
 
 from utils.export.fused import build_graph
@@ -202,6 +202,45 @@ def test_bad_numbers(bert):
         Predictor(bert.folder, -1)
 
 
+def of_texts(folder: Path, count: int | None) -> Path:
+    """The folder as of a model of one text or of pairs; None: as of quantize.py when it did not say."""
+    own = json.loads((folder / "config.json").read_text())["fastformers"]
+    change_config(folder, fastformers=own | {"texts": count})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("count", "right", "wrong", "message"),
+    [
+        (1, "a good film", ("a good film", "it is bad"), "text 1 is a pair but .* one text"),
+        (2, ("a good film", "it is bad"), "a good film", "text 1 is not a pair but .* pairs of texts"),
+    ],
+)
+def test_a_model_of_one_text_takes_no_pair(bert, copy, count, right, wrong, message):
+    """Nor the other way round: the probabilities would be of something else."""
+    predictor = Predictor(of_texts(copy, count), 1)
+    expect(predictor.predict_batch([right])[0], bert.probabilities(right))
+    for ask in (lambda: predictor.predict_batch([wrong]), lambda: predictor.encode([wrong])):
+        with pytest.raises(UserError, match=message):
+            ask()
+    with pytest.raises(UserError, match=message):
+        predictor.predict(*((wrong,) if isinstance(wrong, str) else wrong))
+    for text in (right, wrong):
+        expect(Predictor(of_texts(copy, None), 1).predict_batch([text])[0], bert.probabilities(text))
+
+
+def test_quantize_says_what_the_model_takes(project):
+    steps = project()
+    for count in (1, 2):
+        write_texts(steps.data, pairs=count == 2)
+        for code, stderr in (
+            steps.preprocess(), steps.train("--epoch=1"),
+            steps.quantize("--fp32", f"--output_dir={steps.folder}/model", source="teacher"),
+        ):  # fmt: skip
+            assert code == 0, stderr
+        assert Predictor(steps.folder / "model", 1).texts_a_row == count
+
+
 @pytest.mark.parametrize("spoil", ["missing", "empty", "truncated", "flipped"])
 @pytest.mark.parametrize("name", FILES["bert"])
 def test_damaged_files(copy, name, spoil):
@@ -254,6 +293,7 @@ def test_an_unlisted_graph_is_not_opened(copy):
         ({"fastformers": {"n_ctx": 65, "files": {"model.onnx": "0", "tokenizer.json": "0"}}}, "n_ctx is 65"),
         ({"fastformers": {"n_ctx": 16, "files": {"model.onnx": "0", "tokenizer.json": "0", "../x": "0"}}}, "names of"),
         ({"fastformers": {"n_ctx": "16", "files": {"model.onnx": "0", "tokenizer.json": "0"}}}, "n_ctx is '16'"),
+        ({"fastformers": {"n_ctx": 16, "texts": 3, "files": {"model.onnx": "0", "tokenizer.json": "0"}}}, "texts is 3"),
     ],
 )
 def test_spoiled_config(copy, keys, part):
@@ -325,6 +365,44 @@ def test_jsonl_of_a_file_in_batches(bert, tmp_path):
     assert "así así" in done.stdout.decode()
 
 
+def test_files_by_their_ending(bert, copy, tmp_path):
+    """The labels of a CSV file's texts, not of its lines."""
+    texts = random_texts(20)
+    (tmp_path / "tickets.csv").write_text("queue,body\n" + "".join(f'good,"{text}, film"\n' for text in texts))
+    done = predict_py(of_texts(copy, 1), f"--input={tmp_path / 'tickets.csv'}", "--text_column=body", "--format=jsonl")
+    assert (done.returncode, done.stderr) == (0, b"")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    for row, text in zip(rows, texts, strict=True):
+        assert list(row["probabilities"].values()) == pytest.approx(bert.probabilities(f"{text}, film"), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"a good film\tgood\n", ["standard input, line 1", "'good'", "labelled"]),
+        (b'{"text": "a good film"}\n', ["standard input, line 1", "JSON", ".jsonl"]),
+        (b"text,queue\na good film,1\n", ["standard input, line 1", "columns", ".csv"]),
+        (b"a good film\na\tb\n", ["standard input, line 2", "a tab"]),
+    ],
+)
+def test_files_that_are_given_as_lines(copy, content, parts):
+    done = predict_py(of_texts(copy, 1), "--batch_size=9", text=content)
+    assert (done.returncode, done.stdout) == (2, b"")
+    stderr = done.stderr.decode()
+    assert stderr.startswith("predict.py: error: ") and stderr.count("\n") == 1
+    assert all(part in stderr for part in parts), stderr
+
+
+@pytest.mark.parametrize(("stdout", "part"), [(">&-", "standard output is closed"), ("> /dev/full", "disk is full")])
+def test_nowhere_to_write(bert, stdout, part):
+    if stdout.endswith("full") and not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    command = f'"{sys.executable}" "{ROOT}/predict.py" "{bert.folder}" {stdout}'
+    done = subprocess.run(command, shell=True, input=b"good\n", capture_output=True, check=False)
+    stderr = done.stderr.decode()
+    assert done.returncode == 2 and part in stderr and "Traceback" not in stderr and stderr.count("\n") == 1, stderr
+
+
 def test_no_input_no_output(bert):
     done = predict_py(bert.folder)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
@@ -333,7 +411,8 @@ def test_no_input_no_output(bert):
 def test_needs_neither_torch_nor_transformers(bert):
     code = (
         "import runpy, sys; runpy.run_path('predict.py', run_name='__main__'); "
-        "print(*{'torch', 'transformers', 'onnx', 'datasets', 'huggingface_hub'} & set(sys.modules), file=sys.stderr)"
+        "heavy = {'torch', 'transformers', 'onnx', 'datasets', 'huggingface_hub', 'pyarrow'}; "
+        "print(*heavy & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(bert.folder)], cwd=ROOT, input=b"good\n", capture_output=True, check=False

@@ -74,14 +74,23 @@ def text_columns(args: argparse.Namespace) -> Columns:
     """The columns that the options of `add_column_options` name.
 
     Raises:
-        UserError: more than two for the text, or an empty name.
+        UserError: as `column_names`.
     """
     from utils.data.texts import Columns
 
-    texts = tuple(name.strip() for name in args.text_column.split(","))
-    if len(texts) > 2 or not all(texts):
-        raise UserError(f"--text_column={args.text_column}: name one column, or two of a pair with a comma between")
-    return Columns(texts, args.label_column)
+    return Columns(column_names(args.text_column), args.label_column)
+
+
+def column_names(text_column: str) -> tuple[str, ...]:
+    """The names in --text_column: one, or two of a pair.
+
+    Raises:
+        UserError: more than two, or an empty name.
+    """
+    names = tuple(name.strip() for name in text_column.split(","))
+    if len(names) > 2 or not all(names):
+        raise UserError(f"--text_column={text_column}: name one column, or two of a pair with a comma between")
+    return names
 
 
 def add_checkpoint_options(group: argparse._ArgumentGroup) -> None:
