@@ -40,8 +40,6 @@ from utils.system.files import atomic_file, write_json
 from utils.system.launcher import atomic_folder_of_all, join_processes, together
 from utils.system.pool import chunks, map_in_processes
 
-datasets.disable_progress_bars()
-
 CHUNK = 10_000  # rows tokenized at a time
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "label": pa.int32()})
 

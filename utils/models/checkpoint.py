@@ -5,14 +5,11 @@ import json
 import os
 import re
 
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast, logging
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 from utils.models.config import Config
 from utils.models.families import FAMILIES
 from utils.system.errors import UserError, first_line
-
-logging.set_verbosity_error()
-logging.disable_progress_bar()
 
 MEND = "check the path, or fetch a pretrained encoder with `python embeddings/fetch.py NAME`"
 

@@ -26,8 +26,7 @@ def run_script(main: Callable[[], None]) -> None:
     """
     # With stderr, tqdm's default, so that a script's standard output stays its result.
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s:%(message)s", stream=sys.stderr)
-    for name in LIBRARIES:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    _quiet_libraries()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
@@ -46,6 +45,16 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as stop:
         print(f"{script}: {str(stop) or 'stopped: run the same command again'}", file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)
+
+
+def _quiet_libraries() -> None:
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if "transformers" in sys.modules:  # it sets up its own, and bars for the weights it loads
+        from transformers import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
