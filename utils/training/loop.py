@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from utils.data.tables import Data, collate, lengths, shuffled_batches
@@ -66,24 +67,21 @@ def train(
     Args:
         row_losses: gives every row's loss, [rows]; its model is wrapped, where there are several processes.
         save: called in the main process with the model whenever an evaluation's score is the best so far.
-        run: where this run is kept, and continued from if it is there; the caller removes it in the end.
+        run: where this run is saved, and continued from if it is there; the caller removes it in the end.
         write_scalars: called in the main process with a step and its losses.
 
     Returns:
         The best score.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, or (Terminated) SIGTERM; what was done so far is kept.
+        KeyboardInterrupt: Ctrl-C, or (Terminated) SIGTERM; the run is saved first.
     """
     keep_freed_memory()
     plain, row_lengths, processes = model, lengths(data.splits["train"]), accelerator.num_processes
     per_epoch = len(_epoch_batches(row_lengths, settings, 0, processes))
     total = settings.epochs * per_epoch
     _choose_attention(plain, row_lengths, accelerator)
-    adamw = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.lr, fused=True)
-    progress = load_progress(run, model, adamw, accelerator) if run else Progress()
-    warmup = int(total * settings.warmup_ratio)
-    schedule = get_linear_schedule_with_warmup(adamw, warmup, total, last_epoch=progress.step - 1)
+    adamw, schedule, progress = _start(plain, settings, total, accelerator, run)
     model, optimizer = accelerator.prepare(model, adamw)
 
     def save_run() -> None:
@@ -105,10 +103,7 @@ def train(
                 bar.set_description(f"epoch {epoch + 1}/{settings.epochs}")
             _seed_dropout(settings.seed, progress.step, accelerator.process_index)
             loss = _backward(model, plain, data, row_losses, settings, accelerator, batches[position])
-            accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+            _update(model, optimizer, schedule, settings, accelerator)
             progress.step += 1
             progress.loss_sum += loss
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
@@ -121,6 +116,17 @@ def train(
     accelerator.wait_for_everyone()
     assert progress.best, "at least one evaluation"
     return progress.best
+
+
+def _start(
+    model: PreTrainedModel, settings: Settings, total: int, accelerator: Accelerator, run: UnfinishedRun | None
+) -> tuple[torch.optim.Optimizer, LRScheduler, Progress]:
+    """The optimizer, its schedule over `total` steps, and how far both are; the model, too, where a run continues."""
+    adamw = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.lr, fused=True)
+    progress = load_progress(run, model, adamw, accelerator) if run else Progress()
+    warmup = int(total * settings.warmup_ratio)
+    schedule = get_linear_schedule_with_warmup(adamw, warmup, total, last_epoch=progress.step - 1)
+    return adamw, schedule, progress
 
 
 def _seed_dropout(seed: int, step: int, process: int) -> None:
@@ -162,6 +168,20 @@ def _backward(
             accelerator.backward(loss)
         total += loss.detach()
     return total.item()
+
+
+def _update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    settings: Settings,
+    accelerator: Accelerator,
+) -> None:
+    """Change the weights by the gradients that were added up, and start these anew."""
+    accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad()
 
 
 def _evaluation_due(step: int, per_epoch: int, settings: Settings) -> bool:
