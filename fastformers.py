@@ -98,13 +98,16 @@ def parse_args() -> argparse.Namespace:
         "--att_loss_ratio", type=nonnegative_float, default=0.0, help="weight of the attention loss (0: none)"
     )
     group.add_argument(
-        "--relation_loss_ratio", type=nonnegative_float, default=0.0,
+        "--relation_loss_ratio",
+        type=nonnegative_float,
+        default=0.0,
         help="weight of MiniLMv2's loss of the last layer's relations, for any numbers of heads (0: none)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--teacher_layers", type=layer_list,
+        "--teacher_layers",
+        type=layer_list,
         help="the teacher's layer that each of the student's learns from, such as 1,3,5; without it, each block's last",
-    )  # fmt: skip
+    )
     add_training_options(parser, lr=2e-4, epochs=5)
     return parser.parse_args()
 
@@ -154,10 +157,15 @@ def load_models(
 def loss_weights(args: argparse.Namespace) -> LossWeights:
     """What the options of the losses say."""
     return LossWeights(
-        kd_loss=args.kd_loss, temperature=args.temperature, label_ratio=args.label_ratio,
-        state_loss_ratio=args.state_loss_ratio, state_loss=args.state_loss, state_layers=args.state_layers,
-        att_loss_ratio=args.att_loss_ratio, relation_loss_ratio=args.relation_loss_ratio,
-    )  # fmt: skip
+        kd_loss=args.kd_loss,
+        temperature=args.temperature,
+        label_ratio=args.label_ratio,
+        state_loss_ratio=args.state_loss_ratio,
+        state_loss=args.state_loss,
+        state_layers=args.state_layers,
+        att_loss_ratio=args.att_loss_ratio,
+        relation_loss_ratio=args.relation_loss_ratio,
+    )
 
 
 def main() -> None:

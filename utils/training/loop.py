@@ -206,9 +206,12 @@ def _evaluate(
     improved = current.better_than(progress.best, settings.measure)
     logger.info(
         "[Epoch %.4g] : train loss %.4f, valid loss %.4f, valid accuracy %.4f%s",
-        progress.step / per_epoch, mean_loss, current.loss, current.accuracy,
+        progress.step / per_epoch,
+        mean_loss,
+        current.loss,
+        current.accuracy,
         ", best so far: saved" if improved else "",
-    )  # fmt: skip
+    )
     if accelerator.is_main_process:
         write_scalars(progress.step, {"valid/loss": current.loss, "valid/accuracy": current.accuracy})
         if improved:

@@ -109,8 +109,9 @@ def save_progress(
     with atomic_file(run.path) as temporary:
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary, metadata={"unfinished": json.dumps(metadata)},
-        )  # fmt: skip
+            temporary,
+            metadata={"unfinished": json.dumps(metadata)},
+        )
 
 
 def load_progress(
