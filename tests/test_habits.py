@@ -106,11 +106,15 @@ def test_ctrl_c_at_a_terminal(code):
     assert (done.returncode, done.stderr) == (130, f"script.py: {STOPPED}\n")
 
 
-def test_ctrl_c_while_importing(tmp_path):
-    """Here of PyTorch, by a module that comes first."""
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+@pytest.mark.parametrize(("script", "library"), [("train.py", "torch"), ("predict.py", "numpy")])
+def test_ctrl_c_while_importing(tmp_path, script, library):
+    """Here by a module that comes first, and that would take an exception for a reason to do without."""
+    (tmp_path / f"{library}.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException as error:\n"
+        "    raise ImportError from error\n"
+    )
     done = subprocess.run(
-        [sys.executable, ROOT / "train.py"], env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
+        [sys.executable, ROOT / script], env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
         text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
