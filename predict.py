@@ -57,6 +57,8 @@ def main() -> None:
     columns = column_names(args.text_column)
     if sys.stdout is None:
         raise UserError("standard output is closed, so there is nowhere to write the labels: leave out >&-")
+    if sys.stdin is None and not args.input:
+        raise UserError("standard input is closed, so there is nothing to label: name a file of texts with --input")
     name = args.input or "standard input"
     try:
         file = open(args.input or 0, "rb")

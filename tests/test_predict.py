@@ -83,11 +83,14 @@ def test_files_that_are_given_as_lines(copy, content, parts):
     assert all(part in stderr for part in parts), stderr
 
 
-@pytest.mark.parametrize(("stdout", "part"), [(">&-", "standard output is closed"), ("> /dev/full", "disk is full")])
-def test_nowhere_to_write(bert, stdout, part):
-    if stdout.endswith("full") and not Path("/dev/full").exists():
+@pytest.mark.parametrize(
+    ("redirection", "part"),
+    [(">&-", "standard output is closed"), ("<&-", "standard input is closed"), ("> /dev/full", "disk is full")],
+)
+def test_closed_or_full(bert, redirection, part):
+    if redirection.endswith("full") and not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")
-    command = f'"{sys.executable}" "{ROOT}/predict.py" "{bert.folder}" {stdout}'
+    command = f'"{sys.executable}" "{ROOT}/predict.py" "{bert.folder}" {redirection}'
     done = subprocess.run(command, shell=True, input=b"good\n", capture_output=True, check=False)
     stderr = done.stderr.decode()
     assert done.returncode == 2 and part in stderr and "Traceback" not in stderr and stderr.count("\n") == 1, stderr

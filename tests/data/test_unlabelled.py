@@ -84,6 +84,7 @@ def test_a_long_cell():
         ("gut\nschön\n".encode("latin-1"), "texts.txt", 1, "line 2: not UTF-8"),
         ("good\n".encode("utf-16"), "texts.txt", 1, "line 1: not UTF-8 but UTF-16"),
         ("good\n".encode("utf-16-be"), "texts.txt", 1, "line 1: holds NUL.*UTF-16"),
+        ("good\rbad\r", "texts.txt", 1, "line 1: the only line"),
         (b"a\xed\xa0\xbd\n", "texts.txt", 1, "line 1: not UTF-8"),
         ("text\nschön\n".encode("latin-1"), "texts.csv", 1, "texts.csv: not UTF-8"),
         ("text\nfine\n".encode("utf-16"), "texts.csv", 1, "texts.csv: not UTF-8"),

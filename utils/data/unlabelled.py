@@ -65,7 +65,7 @@ def _read_lines(
             reason = "but UTF-16" if is_utf16 else f"({error.reason})"
             raise UserError(f"{place}: not UTF-8 {reason}: {UTF8}") from error
         if number == 1:
-            _check_first_line(line, place, columns)
+            _check_first_line(line, place, columns, is_last=not raw.endswith(b"\n"))
         texts = tuple(field.strip() for field in line.split("\t"))
         labelled = len(texts) > 1 and texts[-1] in labels
         if labelled and len(texts) > (texts_a_row or 2):
@@ -82,7 +82,7 @@ def _read_lines(
         yield (texts[0], texts[1]) if len(texts) == 2 else texts[0]
 
 
-def _check_first_line(line: str, place: str, columns: tuple[str, ...]) -> None:
+def _check_first_line(line: str, place: str, columns: tuple[str, ...], is_last: bool) -> None:
     """Find a file of another kind than plain lines, which would be labelled without a word.
 
     Raises:
@@ -90,6 +90,8 @@ def _check_first_line(line: str, place: str, columns: tuple[str, ...]) -> None:
     """
     if "\0" in line:
         raise UserError(f"{place}: holds NUL characters, as UTF-16 does: {UTF8}")
+    if "\r" in line and is_last:
+        raise UserError(f"{place}: the only line, as lines end in CR alone: save the text with LF or CRLF")
     if line.startswith("{") and _is_json_object(line):
         raise UserError(f"{place} is a JSON object: put such lines into a file that ends in .jsonl, and name it")
     for separator, suffix in ((",", ".csv"), (";", ".csv"), ("\t", ".tsv")):
