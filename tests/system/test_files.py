@@ -143,6 +143,15 @@ def test_everything_is_synced_before_it_gets_its_name(tmp_path, monkeypatch, syn
     assert synced_paths == ["config", own.format(tmp_path.name), "replace", tmp_path.name]
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="reads Linux's /proc")
+def test_folders_change_places_at_once(tmp_path, synced_paths):
+    """On Linux, there is no moment without either."""
+    (tmp_path / "folder").mkdir()
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    assert "replace" not in synced_paths and synced_paths[-1] == tmp_path.name
+
+
 def test_folders_change_places_by_renames_where_they_must(tmp_path, monkeypatch):
     """On systems that cannot swap two of them at once."""
     monkeypatch.setattr("sys.platform", "other")
