@@ -38,7 +38,7 @@ from utils.arguments import (
 from utils.data.tables import Data, check_same_rows, load_data, with_augmented_rows
 from utils.models.checkpoint import check_same_tokenizer, load_tokenizer
 from utils.models.classifier import fingerprint, freeze_embeddings, load_model, save_checkpoint, set_dropout
-from utils.models.config import load_config
+from utils.models.config import Config, load_config
 from utils.system.cli import run_script
 from utils.system.devices import make_accelerator
 from utils.system.errors import UserError
@@ -58,6 +58,8 @@ from utils.training.scoring import evaluate_logits
 from utils.training.teacher import teacher_logits
 
 logger = logging.getLogger(__name__)
+
+FLAG, TEACHER_FLAG = "--bert_model_name_or_path", "--teacher_bert_model_name_or_path"
 
 
 def parse_args() -> argparse.Namespace:
@@ -96,13 +98,16 @@ def parse_args() -> argparse.Namespace:
         "--att_loss_ratio", type=nonnegative_float, default=0.0, help="weight of the attention loss (0: none)"
     )
     group.add_argument(
-        "--relation_loss_ratio", type=nonnegative_float, default=0.0,
+        "--relation_loss_ratio",
+        type=nonnegative_float,
+        default=0.0,
         help="weight of MiniLMv2's loss of the last layer's relations, for any numbers of heads (0: none)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--teacher_layers", type=layer_list,
+        "--teacher_layers",
+        type=layer_list,
         help="the teacher's layer that each of the student's learns from, such as 1,3,5; without it, each block's last",
-    )  # fmt: skip
+    )
     add_training_options(parser, lr=2e-4, epochs=5)
     return parser.parse_args()
 
@@ -114,9 +119,7 @@ def rows_of_teacher(args: argparse.Namespace, n_ctx: int, data: Data, tokenizer:
         UserError: the teacher's tokenizer is not the student's, or the folder does not hold the same rows, or a loss
             compares tokens.
     """
-    teacher_tokenizer = load_tokenizer(
-        args.teacher_bert_model_name_or_path, "--teacher_bert_model_name_or_path", allow_hub_name=True
-    )
+    teacher_tokenizer = load_tokenizer(args.teacher_bert_model_name_or_path, TEACHER_FLAG, allow_hub_name=True)
     if not args.teacher_data_dir:
         check_same_tokenizer(tokenizer, teacher_tokenizer)
         return data
@@ -130,33 +133,59 @@ def rows_of_teacher(args: argparse.Namespace, n_ctx: int, data: Data, tokenizer:
     return teacher_data
 
 
-def main() -> None:
-    args = parse_args()
-    teacher_config, config = load_config(args.teacher_config), load_config(args.config)
-    teacher_flag, flag = "--teacher_bert_model_name_or_path", "--bert_model_name_or_path"
-    tokenizer = load_tokenizer(args.bert_model_name_or_path, flag, allow_hub_name=True)
-    data = load_data(args.data_dir, tokenizer, config.n_ctx)
-    if args.augmented and "augmented" not in data.splits:
-        raise UserError(f"--augmented: {args.data_dir} has no augmented rows: run augment_data.py, then preprocess.py")
-    teacher_data = rows_of_teacher(args, teacher_config.n_ctx, data, tokenizer)
+def load_models(
+    args: argparse.Namespace, teacher_config: Config, config: Config, labels: list[str]
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The teacher, and the student as it starts.
+
+    Raises:
+        UserError: as `load_model`.
+    """
     attention = "eager" if args.att_loss_ratio > 0 else None  # others are faster but keep no probabilities
     teacher = load_model(
-        args.teacher_bert_model_name_or_path, teacher_flag, teacher_config, data.labels, args.teacher_model_path,
-        attention, allow_hub_name=True,
-    )  # fmt: skip
+        args.teacher_bert_model_name_or_path,
+        TEACHER_FLAG,
+        teacher_config,
+        labels,
+        args.teacher_model_path,
+        attention,
+        allow_hub_name=True,
+    )
     set_seed(args.seed)  # before a new classifier draws its weights
     student = load_model(
-        args.bert_model_name_or_path, flag, config, data.labels, attention=attention, new_head=True,
-        allow_hub_name=True,
-    )  # fmt: skip
+        args.bert_model_name_or_path, FLAG, config, labels, attention=attention, new_head=True, allow_hub_name=True
+    )
     if args.dropout is not None:
         set_dropout(student, args.dropout)
     if args.freeze_embeddings:
         freeze_embeddings(student)
-    weights = LossWeights(
-        args.kd_loss, args.temperature, args.label_ratio, args.state_loss_ratio, args.state_loss, args.state_layers,
-        args.att_loss_ratio, args.relation_loss_ratio,
-    )  # fmt: skip
+    return teacher, student
+
+
+def loss_weights(args: argparse.Namespace) -> LossWeights:
+    """What the options of the losses say."""
+    return LossWeights(
+        kd_loss=args.kd_loss,
+        temperature=args.temperature,
+        label_ratio=args.label_ratio,
+        state_loss_ratio=args.state_loss_ratio,
+        state_loss=args.state_loss,
+        state_layers=args.state_layers,
+        att_loss_ratio=args.att_loss_ratio,
+        relation_loss_ratio=args.relation_loss_ratio,
+    )
+
+
+def main() -> None:
+    args = parse_args()
+    teacher_config, config = load_config(args.teacher_config), load_config(args.config)
+    tokenizer = load_tokenizer(args.bert_model_name_or_path, FLAG, allow_hub_name=True)
+    data = load_data(args.data_dir, tokenizer, config.n_ctx)
+    if args.augmented and "augmented" not in data.splits:
+        raise UserError(f"--augmented: {args.data_dir} has no augmented rows: run augment_data.py, then preprocess.py")
+    teacher_data = rows_of_teacher(args, teacher_config.n_ctx, data, tokenizer)
+    teacher, student = load_models(args, teacher_config, config, data.labels)
+    weights = loss_weights(args)
     layers = paired_layers(teacher, student, weights, args.teacher_layers)
     add_projection(teacher, student, weights)
     check_output_folder(args.bert_output_dir, "--bert_output_dir")
@@ -164,22 +193,22 @@ def main() -> None:
 
     accelerator = make_accelerator(args.device, args.precision)
     teacher.to(accelerator.device)
-    contents = {flag: fingerprint(student), teacher_flag: fingerprint(teacher), "--data_dir": data.fingerprint}
+    contents = {FLAG: fingerprint(student), TEACHER_FLAG: fingerprint(teacher), "--data_dir": data.fingerprint}
     contents |= {"--teacher_data_dir": teacher_data.fingerprint, "--teacher_model_path": ""}
     run = begin_training(args, args.bert_output_dir, contents, accelerator)
     target = evaluate_logits(teacher_logits(teacher, teacher_data, "valid", accelerator), data.splits["valid"])
     logger.info("[Teacher] : valid loss %.4f, valid accuracy %.4f", target.loss, target.accuracy)
-    wanted_logits, num_labelled = teacher_logits(teacher, teacher_data, "train", accelerator), len(data.splits["train"])
+    train_logits, num_labelled = teacher_logits(teacher, teacher_data, "train", accelerator), len(data.splits["train"])
     if args.augmented:
-        wanted_logits = torch.cat([wanted_logits, teacher_logits(teacher, teacher_data, "augmented", accelerator)])
+        train_logits = torch.cat([train_logits, teacher_logits(teacher, teacher_data, "augmented", accelerator)])
         data = with_augmented_rows(data)
 
     def save(model: PreTrainedModel) -> None:
         with without_projection(model):
             save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path)
 
-    losses = distillation_losses(teacher, student, wanted_logits, num_labelled, weights, layers)
-    best = train(student, data, losses, training_settings(args), accelerator, save, run, scalars_into(args.log_dir))
+    row_losses = distillation_losses(teacher, student, train_logits, num_labelled, weights, layers)
+    best = train(student, data, row_losses, training_settings(args), accelerator, save, run, scalars_into(args.log_dir))
     discard(run, accelerator)
     logger.info("[Best] : valid loss %.4f, valid accuracy %.4f: %s", best.loss, best.accuracy, args.bert_output_dir)
 

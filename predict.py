@@ -1,14 +1,17 @@
 """Label texts with a model folder that quantize.py --output_dir wrote.
 
     python predict.py my-model < texts.txt
-    python predict.py my-model --input=texts.txt --format=jsonl --batch_size=64
+    python predict.py my-model --input=tickets.csv --text_column=subject --format=jsonl --batch_size=64
 
-Each line is a sentence, or sentence_a<TAB>sentence_b, in UTF-8. Each gets a line on standard output, in the same order:
-label<TAB>probability, or, as jsonl, {"label": ..., "probabilities": {...}} with every label's probability. A line is
-answered before the next one is read; --batch_size=64 reads and answers 64 at a time, which is faster.
+Each line is a text, or text_a<TAB>text_b where the model was trained on pairs, in UTF-8; of a .csv, .tsv, .jsonl or
+.parquet file, each row. Each gets a line on standard output, in the same order: label<TAB>probability, or, as jsonl,
+{"label": ..., "probabilities": {...}} with every label's probability. A line is answered before the next one is read;
+--batch_size=64 reads and answers 64 at a time, which is faster.
 
-Needs requirements-runtime.txt alone; `utils.runtime.Predictor` does the same from Python.
+Needs requirements-runtime.txt alone (and pyarrow for .parquet); `utils.runtime.Predictor` does the same from Python.
 """
+
+import utils.system.interrupts  # isort: skip  # noqa: F401
 
 import argparse
 import io
@@ -16,11 +19,9 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import BinaryIO
 
-from utils.arguments import positive_int, script_parser
-from utils.data.tokenization import Text
+from utils.arguments import column_names, positive_int, script_parser
+from utils.data.unlabelled import has_columns, read_columns, read_lines
 from utils.runtime import Prediction, Predictor
 from utils.system.cli import run_script
 from utils.system.cpus import usable_cpus
@@ -31,32 +32,18 @@ def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
     parser.add_argument("model_dir", metavar="MODEL_DIR", help="model folder")
     group = parser.add_argument_group("input")
-    group.add_argument("--input", help="text file; without it, standard input")
+    group.add_argument(
+        "--input", help="file of lines, .csv, .tsv, .jsonl or .parquet; without it, lines of standard input"
+    )
+    group.add_argument(
+        "--text_column", default="text", help="column of the text; of a pair, two, such as q1,q2 (not of plain lines)"
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--format", choices=["tsv", "jsonl"], default="tsv", help="form of the output lines")
     group = parser.add_argument_group("speed")
     group.add_argument("--num_threads", type=positive_int, default=usable_cpus(), help="CPU threads of the model")
     group.add_argument("--batch_size", type=positive_int, default=1, help="lines read and answered at a time")
     return parser.parse_args()
-
-
-def read_texts(file: BinaryIO, name: str) -> Iterator[Text]:
-    """Yield the text or the pair of each line, trimmed as preprocess.py trims them.
-
-    Raises:
-        UserError: a line is not UTF-8, or has more than two columns; names `name` and the line.
-    """
-    for number, raw in enumerate(file, start=1):
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{name}, line {number}: not UTF-8 ({error.reason}): save the text as UTF-8") from error
-        texts = tuple(field.strip() for field in line.rstrip("\r\n").split("\t"))
-        if len(texts) > 2:
-            raise UserError(
-                f"{name}, line {number}: {len(texts)} columns: each line is sentence or sentence_a<TAB>sentence_b"
-            )
-        yield texts if len(texts) == 2 else texts[0]
 
 
 def output_line(prediction: Prediction, form: str) -> str:
@@ -68,16 +55,24 @@ def output_line(prediction: Prediction, form: str) -> str:
 
 def main() -> None:
     args = parse_args()
+    columns = column_names(args.text_column)
+    if sys.stdout is None:
+        raise UserError("standard output is closed, so there is nowhere to write the labels: leave out >&-")
+    if sys.stdin is None and not args.input:
+        raise UserError("standard input is closed, so there is nothing to label: name a file of texts with --input")
     name = args.input or "standard input"
     try:
         file = open(args.input or 0, "rb")
     except OSError as error:
-        raise UserError(f"{name} cannot be read ({error.strerror}): name a text file with --input") from error
+        raise UserError(f"{name} cannot be read ({error.strerror}): name a file of texts with --input") from error
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # as the input, whatever the system's own
     with file:
         predictor = Predictor(args.model_dir, args.num_threads)
-        texts = read_texts(file, name)
+        if args.input and has_columns(args.input):
+            texts = read_columns(args.input, columns, predictor.texts_a_row)
+        else:
+            texts = read_lines(file, name, columns, predictor.texts_a_row, predictor.labels)
         try:
             while chunk := list(itertools.islice(texts, args.batch_size)):
                 predictions = predictor.predict_batch(chunk, args.batch_size)

@@ -251,6 +251,7 @@ def main() -> None:
                 onnx.save(graph, temporary)
     if args.output_dir:
         origin = {"n_ctx": config.n_ctx, "version": kind, "machine": machine}
+        origin |= {"texts": data.texts_a_row} if data.texts_a_row else {}
         write_model_dir(args.output_dir, versions[kind], tokenizer, model.config, origin, shown)
     unfinished_path(output).unlink()
 

@@ -18,6 +18,7 @@ import utils.system.environment  # isort: skip  # noqa: F401
 import torch.nn.functional as F
 from accelerate.utils import set_seed
 from torch import as_tensor
+from transformers import PreTrainedModel
 
 from utils.arguments import (
     add_data_options,
@@ -78,11 +79,11 @@ def main() -> None:
     accelerator = make_accelerator(args.device, args.precision)
     contents = {"--data_dir": data.fingerprint, "--bert_model_name_or_path": fingerprint(model)}
     run = begin_training(args, args.bert_output_dir, contents, accelerator)
-    best = train(
-        model, data, row_losses, training_settings(args), accelerator,
-        save=lambda model: save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path),
-        run=run, write_scalars=scalars_into(args.log_dir),
-    )  # fmt: skip
+
+    def save(model: PreTrainedModel) -> None:
+        save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path)
+
+    best = train(model, data, row_losses, training_settings(args), accelerator, save, run, scalars_into(args.log_dir))
     discard(run, accelerator)
     logger.info("[Best] : valid loss %.4f, valid accuracy %.4f: %s", best.loss, best.accuracy, args.bert_output_dir)
 

@@ -19,11 +19,20 @@ import utils.system.cpus
 torch.set_num_threads(1)
 utils.system.cpus.usable_cpus = lambda: 1
 
+# A background job of a shell script, and all that it starts, ignores Ctrl-C: tests of it would wait for nothing. Once
+# it has a handler, so have the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ["negative", "positive"]
 FAMILY_NAMES = ["bert", "roberta", "distilbert", "electra"]
 WORDS = "a the film movie plot it is was very not good great fine bad awful dull and but with cast ending".split()
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
+
+
+def pytest_collection_finish() -> None:
+    """Ctrl-C stops the tests as ever: the scripts that they import have it end the process until their work begins."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def make_tokenizer(cls: str = "[CLS]", sep: str = "[SEP]", pad: str = "[PAD]") -> PreTrainedTokenizerFast:
@@ -114,6 +123,7 @@ def model(made, request):
     from utils.models.config import Config
 
     family = getattr(request, "param", "bert")
+    torch.manual_seed(0)  # the classifier's weights are drawn
     return load_model(str(made[family] / "encoder"), "--flag", Config(family, 16), LABELS, new_head=True)
 
 

@@ -106,14 +106,49 @@ def test_ctrl_c_at_a_terminal(code):
     assert (done.returncode, done.stderr) == (130, f"script.py: {STOPPED}\n")
 
 
-def test_ctrl_c_while_importing(tmp_path):
-    """Here of PyTorch, by a module that comes first."""
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+@pytest.mark.parametrize(("script", "library"), [("train.py", "torch"), ("predict.py", "numpy")])
+def test_ctrl_c_while_importing(tmp_path, script, library):
+    """Here by a module that comes first, and that would take an exception for a reason to do without."""
+    (tmp_path / f"{library}.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException as error:\n"
+        "    raise ImportError from error\n"
+    )
     done = subprocess.run(
-        [sys.executable, ROOT / "train.py"], env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
+        [sys.executable, ROOT / script], env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
         text=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (-signal.SIGINT, "train.py: stopped\n")
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def run_without_ctrl_c(code: str) -> subprocess.CompletedProcess:
+    """Python code in a process that is started as a shell script starts its background jobs: Ctrl-C is ignored."""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_ctrl_c_that_is_ignored_stays_so():
+    code = """
+import signal, utils.system.cli
+from utils.system.signals import record_signals
+
+def main():
+    with record_signals() as received:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    print(received, signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
+
+utils.system.cli.run_script(main)
+"""
+    done = run_without_ctrl_c(code)
+    assert (done.stdout, done.stderr) == (f"[{signal.SIGTERM:d}] True\n", "")
+
+
+def test_these_tests_are_not_started_without_ctrl_c():
+    """Whoever starts them: nothing here could be interrupted."""
+    done = run_without_ctrl_c("import conftest, signal; signal.raise_signal(signal.SIGINT)")
+    assert done.stderr.endswith("KeyboardInterrupt\n"), done.stderr
 
 
 class Terminal(io.StringIO):

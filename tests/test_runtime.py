@@ -1,75 +1,20 @@
-"""A model folder labels texts as PyTorch does, from any thread, says what is wrong with it, and needs no PyTorch."""
+"""A model folder labels texts as PyTorch does, from any thread, and says what is wrong with it."""
 
 import hashlib
-import json
 import os
-import random
-import select
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import onnx
 import pytest
-import torch
-from conftest import ROOT, WORDS, make_encoder, make_tokenizer
-from transformers import AutoModelForSequenceClassification
+from conftest import make_tokenizer, write_texts
+from reference_model import FILES, LABELS, N_CTX, Reference, change_config, of_texts, random_texts, seal
 
-from utils.export.fused import build_graph
 from utils.runtime import Predictor, load_session
 from utils.system.errors import UserError
 
-LABELS = ["bad", "así así", "good"]
-N_CTX = 16
-FILES = {"bert": ["model.onnx", "model.unpadded.onnx", "model.weights", "tokenizer.json"]}
-FILES["distilbert"] = ["model.onnx", "tokenizer.json"]
 TEXTS = ["a good film", "", "the movie was very dull", "a good film", ("the plot", "it is bad"), "great " * 40]
 TEXTS += [("a film " * 20, "fine"), ("", "bad"), "A GREAT cast ! unknown", ("good", "great " * 40), "film"]
-
-
-class Reference:
-    """A model folder, and PyTorch's probabilities of the same model."""
-
-    def __init__(self, folder: Path, family: str):
-        self.folder = folder / "model"
-        self.tokenizer = make_tokenizer()
-        encoder = make_encoder(folder / "encoder", family, self.tokenizer)
-        self.model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=len(LABELS)).eval()
-        self.model.config.id2label = dict(enumerate(LABELS))
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-        self.model.config.save_pretrained(self.folder)
-        self.tokenizer.save_pretrained(self.folder)
-        onnx.save(build_graph(self.model), self.folder / "model.onnx")
-        if "model.unpadded.onnx" in FILES[family]:
-            onnx.save(
-                build_graph(self.model, masked=False), self.folder / "model.unpadded.onnx",
-                save_as_external_data=True, location="model.weights", size_threshold=1024,
-            )  # fmt: skip
-        seal(self.folder, FILES[family])
-
-    def probabilities(self, text: str | tuple[str, str]) -> list[float]:
-        texts = (text,) if isinstance(text, str) else text
-        types = self.model.config.model_type == "bert"
-        batch = self.tokenizer(
-            *texts, truncation=True, max_length=N_CTX, return_tensors="pt", return_token_type_ids=types
-        )
-        with torch.inference_mode():
-            return self.model(**batch).logits.softmax(-1)[0].tolist()
-
-
-def seal(folder: Path, files: list[str]) -> None:
-    """Write the hashes of `files` into config.json, as quantize.py does."""
-    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
-    change_config(folder, fastformers={"n_ctx": N_CTX, "files": hashes})
-
-
-def change_config(folder: Path, **keys: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | keys))
 
 
 @pytest.fixture(scope="module", params=sorted(FILES))
@@ -93,11 +38,6 @@ def expect(prediction, probabilities: list[float]) -> None:
     assert list(prediction.probabilities) == LABELS
     assert list(prediction.probabilities.values()) == pytest.approx(probabilities, abs=1e-5)
     assert prediction.label == LABELS[probabilities.index(max(probabilities))]
-
-
-def random_texts(count: int) -> list[str]:
-    generator = random.Random(0)
-    return [" ".join(generator.choices(WORDS, k=generator.randint(0, 20))) for _ in range(count)]
 
 
 def test_the_labels_differ(reference):
@@ -209,6 +149,38 @@ def test_bad_numbers(bert):
         Predictor(bert.folder, -1)
 
 
+@pytest.mark.parametrize(
+    ("count", "right", "wrong", "message"),
+    [
+        (1, "a good film", ("a good film", "it is bad"), "text 1 is a pair but .* one text"),
+        (2, ("a good film", "it is bad"), "a good film", "text 1 is not a pair but .* pairs of texts"),
+    ],
+)
+def test_a_model_of_one_text_takes_no_pair(bert, copy, count, right, wrong, message):
+    """Nor the other way round: the probabilities would be of something else."""
+    predictor = Predictor(of_texts(copy, count), 1)
+    expect(predictor.predict_batch([right])[0], bert.probabilities(right))
+    for ask in (lambda: predictor.predict_batch([wrong]), lambda: predictor.encode([wrong])):
+        with pytest.raises(UserError, match=message):
+            ask()
+    with pytest.raises(UserError, match=message):
+        predictor.predict(*((wrong,) if isinstance(wrong, str) else wrong))
+    for text in (right, wrong):
+        expect(Predictor(of_texts(copy, None), 1).predict_batch([text])[0], bert.probabilities(text))
+
+
+def test_quantize_says_what_the_model_takes(project):
+    steps = project()
+    for count in (1, 2):
+        write_texts(steps.data, pairs=count == 2)
+        for code, stderr in (
+            steps.preprocess(), steps.train("--epoch=1"),
+            steps.quantize("--fp32", f"--output_dir={steps.folder}/model", source="teacher"),
+        ):  # fmt: skip
+            assert code == 0, stderr
+        assert Predictor(steps.folder / "model", 1).texts_a_row == count
+
+
 @pytest.mark.parametrize("spoil", ["missing", "empty", "truncated", "flipped"])
 @pytest.mark.parametrize("name", FILES["bert"])
 def test_damaged_files(copy, name, spoil):
@@ -298,6 +270,7 @@ def test_an_unlisted_graph_is_not_opened(copy):
         ({"fastformers": {"n_ctx": 65, "files": {"model.onnx": "0", "tokenizer.json": "0"}}}, "n_ctx is 65"),
         ({"fastformers": {"n_ctx": 16, "files": {"model.onnx": "0", "tokenizer.json": "0", "../x": "0"}}}, "names of"),
         ({"fastformers": {"n_ctx": "16", "files": {"model.onnx": "0", "tokenizer.json": "0"}}}, "n_ctx is '16'"),
+        ({"fastformers": {"n_ctx": 16, "texts": 3, "files": {"model.onnx": "0", "tokenizer.json": "0"}}}, "texts is 3"),
     ],
 )
 def test_spoiled_config(copy, keys, part):
@@ -335,93 +308,3 @@ def test_memory_stays_flat(reference):
         predictor.predict(text)
     predictor.predict_batch(texts[500:])
     assert resident_mb() - before < 5
-
-
-def predict_py(*arguments: object, text: bytes = b"") -> subprocess.CompletedProcess:
-    """predict.py in a process of its own, `text` on its standard input."""
-    command = [sys.executable, str(ROOT / "predict.py"), *map(str, arguments)]
-    return subprocess.run(command, input=text, capture_output=True, check=False)
-
-
-def test_tsv(bert):
-    # A BOM, either line end, an empty line, spaces around, none at the end.
-    text = "\ufeffa good film\r\n\nthe plot \t it is bad\n  film  \ndull".encode()
-    done = predict_py(bert.folder, text=text)
-    assert (done.returncode, done.stderr) == (0, b"")
-    rows = [line.split("\t") for line in done.stdout.decode().splitlines()]
-    assert len(rows) == 5
-    for row, read in zip(rows, ["a good film", "", ("the plot", "it is bad"), "film", "dull"], strict=True):
-        expected = bert.probabilities(read)
-        assert row[0] == LABELS[expected.index(max(expected))]
-        assert float(row[1]) == pytest.approx(max(expected), abs=1e-5)
-
-
-def test_jsonl_of_a_file_in_batches(bert, tmp_path):
-    texts = random_texts(20)
-    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
-    done = predict_py(bert.folder, f"--input={tmp_path / 'texts.txt'}", "--format=jsonl", "--batch_size=8")
-    assert (done.returncode, done.stderr) == (0, b"")
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [sorted(row) for row in rows] == [["label", "probabilities"]] * 20
-    for row, text in zip(rows, texts, strict=True):
-        assert list(row["probabilities"].values()) == pytest.approx(bert.probabilities(text), abs=1e-5)
-        assert row["probabilities"][row["label"]] == max(row["probabilities"].values())
-    assert "así así" in done.stdout.decode()
-
-
-def test_no_input_no_output(bert):
-    done = predict_py(bert.folder)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-
-
-def test_needs_neither_torch_nor_transformers(bert):
-    code = (
-        "import runpy, sys; runpy.run_path('predict.py', run_name='__main__'); "
-        "print(*{'torch', 'transformers', 'onnx', 'datasets', 'huggingface_hub'} & set(sys.modules), file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(bert.folder)], cwd=ROOT, input=b"good\n", capture_output=True, check=False
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, b"\n")
-
-
-def test_a_line_is_answered_before_the_next(bert):
-    command = [sys.executable, str(ROOT / "predict.py"), str(bert.folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
-        for line in (b"a good film\n", b"bad\n"):
-            process.stdin.write(line)
-            assert select.select([process.stdout], [], [], 60)[0], "no answer"
-            assert process.stdout.readline().count(b"\t") == 1
-        process.stdin.close()
-        assert process.wait(60) == 0
-
-
-def test_a_reader_that_stops(bert, tmp_path):
-    (tmp_path / "texts.txt").write_text("good\n" * 5_000)
-    command = [sys.executable, str(ROOT / "predict.py"), str(bert.folder), f"--input={tmp_path / 'texts.txt'}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.readline()
-        process.stdout.close()
-        assert (process.stderr.read(), process.wait(60)) == (b"", 0)
-
-
-@pytest.mark.parametrize(
-    ("content", "parts"),
-    [
-        (b"good\ncaf\xe9\n", ["texts.txt, line 2", "UTF-8"]),
-        (b"good\nfilm\na\tb\tc\n", ["texts.txt, line 3", "3 columns"]),
-        (None, ["texts.txt cannot be read", "--input"]),
-    ],
-)
-def test_bad_input_of_the_script(script, bert, tmp_path, content, parts):
-    if content is not None:
-        (tmp_path / "texts.txt").write_bytes(content)
-    code, stderr = script("predict", bert.folder, "--input=texts.txt")
-    assert code == 2 and stderr.startswith("predict.py: error: ") and stderr.count("\n") == 1
-    assert all(part in stderr for part in parts), stderr
-
-
-def test_bad_folder_of_the_script(script, tmp_path):
-    (tmp_path / "texts.txt").write_text("good\n")
-    code, stderr = script("predict", tmp_path, "--input=texts.txt")
-    assert code == 2 and stderr.count("\n") == 1 and "config.json" in stderr

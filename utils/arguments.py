@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # predict.py does without PyTorch and pyarrow
     from utils.training.resume import UnfinishedRun
 
 
+# Of every script.
+
+
 def script_parser(docstring: str) -> argparse.ArgumentParser:
     """A parser whose help shows the script's docstring as written, and every default."""
 
@@ -46,12 +49,7 @@ class _LogLevel(argparse.Action):
                 logging.getLogger(name).setLevel(logging.INFO)
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """--config and --data_dir; returns their group, for what else a script reads."""
-    group = parser.add_argument_group("input")
-    group.add_argument("--config", required=True, help="encoder family and n_ctx, a file of configs/")
-    group.add_argument("--data_dir", required=True, help="data folder that preprocess.py has tokenized")
-    return group
+# Of scripts that read texts: preprocess.py, augment_data.py, report.py, predict.py.
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -74,22 +72,60 @@ def text_columns(args: argparse.Namespace) -> Columns:
     """The columns that the options of `add_column_options` name.
 
     Raises:
-        UserError: more than two for the text, an empty name, or one name twice.
+        UserError: as `column_names`, or the label has the name of a text.
     """
     from utils.data.texts import Columns
 
-    texts, label = tuple(name.strip() for name in args.text_column.split(",")), args.label_column.strip()
-    if len(texts) > 2 or not all(texts):
-        raise UserError(f"--text_column={args.text_column}: name one column, or two of a pair with a comma between")
-    if len({*texts, label}) <= len(texts):
+    texts, label = column_names(args.text_column), args.label_column.strip()
+    if label in texts:
         raise UserError(f"--text_column={args.text_column} and --label_column={label} name a column twice: name others")
     return Columns(texts, label)
+
+
+def column_names(text_column: str) -> tuple[str, ...]:
+    """The names in --text_column: one, or two of a pair.
+
+    Raises:
+        UserError: more than two, an empty name, or the same twice.
+    """
+    names = tuple(name.strip() for name in text_column.split(","))
+    if len(names) > 2 or not all(names):
+        raise UserError(f"--text_column={text_column}: name one column, or two of a pair with a comma between")
+    if len(set(names)) < len(names):
+        raise UserError(f"--text_column={text_column} names a column twice: name two columns")
+    return names
+
+
+# Of scripts that read tokenized texts, and a classifier: train.py, fastformers.py, prune.py, quantize.py, evaluate.py.
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """--config and --data_dir; returns their group, for what else a script reads."""
+    group = parser.add_argument_group("input")
+    group.add_argument("--config", required=True, help="encoder family and n_ctx, a file of configs/")
+    group.add_argument("--data_dir", required=True, help="data folder that preprocess.py has tokenized")
+    return group
 
 
 def add_checkpoint_options(group: argparse._ArgumentGroup) -> None:
     """--bert_output_dir and --model_path: a trained classifier to work on."""
     group.add_argument("--bert_output_dir", required=True, help="checkpoint folder: tokenizer, labels, weights")
     group.add_argument("--model_path", help="its state dict (.pt); without it the folder's own weights are used")
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """--device; returns its group, for what else a script says of the hardware."""
+    group = parser.add_argument_group("hardware")
+    group.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda", "mps"],
+        default="auto",
+        help="auto takes a GPU where there is one; choose among several with CUDA_VISIBLE_DEVICES",
+    )
+    return group
+
+
+# Of scripts that train: train.py, fastformers.py, and prune.py in part.
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -104,21 +140,26 @@ def add_training_options(parser: argparse.ArgumentParser, lr: float, epochs: int
     """Hyperparameters and hardware of the training loop, and how it can be continued."""
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--lr", type=positive_float, default=lr,
+        "--lr",
+        type=positive_float,
+        default=lr,
         help="peak learning rate; for encoders of MiniLM's size, and 2e-5 to 5e-5 for those of BERT-base's",
-    )  # fmt: skip
+    )
     group.add_argument("--epoch", type=positive_int, default=epochs, help="passes over train.txt")
     group.add_argument("--batch_size", type=positive_int, default=32, help="rows a step, over all processes together")
     group.add_argument(
-        "--accumulation_steps", type=positive_int, default=1,
+        "--accumulation_steps",
+        type=positive_int,
+        default=1,
         help="parts in which a step's rows are computed, one after the other, where memory is short",
-    )  # fmt: skip
+    )
     group.add_argument("--warmup_ratio", type=fraction, default=0.1, help="share of the steps in which --lr is reached")
     group.add_argument("--weight_decay", type=nonnegative_float, default=0.01, help="of weight matrices, AdamW's")
     group.add_argument(
-        "--freeze_embeddings", action="store_true",
+        "--freeze_embeddings",
+        action="store_true",
         help="train all but the embeddings: a step takes less time and memory",
-    )  # fmt: skip
+    )
     group.add_argument("--max_grad_norm", type=positive_float, default=1.0, help="longer gradients are clipped to it")
     group.add_argument(
         "--measure", choices=["loss", "accuracy"], default="accuracy", help="what picks the best model on valid.txt"
@@ -129,34 +170,18 @@ def add_training_options(parser: argparse.ArgumentParser, lr: float, epochs: int
         help="steps after which it is scored too; without it, at each epoch's end only",
     )
     group.add_argument(
-        "--patience", type=positive_int,
+        "--patience",
+        type=positive_int,
         help="scores in a row without a better one after which training stops; without it, after all epochs",
-    )  # fmt: skip
+    )
     group.add_argument("--seed", type=int, default=42, help="seed of the classifier's start, row order and dropout")
     add_resume_options(parser)
     group = add_device_option(parser)
     group.add_argument(
-        "--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
+        "--precision",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        default="auto",
         help="autocast; auto takes bf16 where the hardware has it, else fp32",
-    )  # fmt: skip
-
-
-def add_resume_options(parser: argparse.ArgumentParser, training: bool = True) -> None:
-    """--resume and --overwrite and, for a training, --save_steps."""
-    group = parser.add_argument_group("continuing a run that was stopped or killed")
-    if training:
-        group.add_argument("--save_steps", type=positive_int, default=200, help="steps that a killed run loses at most")
-    group.add_argument(
-        "--resume", choices=["auto", "always"], default="auto",
-        help="auto continues an unfinished run of the same command if there is one; always fails if there is none",
-    )  # fmt: skip
-    add_overwrite_option(group)
-
-
-def add_overwrite_option(group: argparse._ArgumentGroup) -> None:
-    """--overwrite."""
-    group.add_argument(
-        "--overwrite", action="store_true", help="start again; without it, an unfinished run is continued"
     )
 
 
@@ -165,10 +190,42 @@ def training_settings(args: argparse.Namespace) -> Settings:
     from utils.training.loop import Settings
 
     return Settings(
-        lr=args.lr, epochs=args.epoch, batch_size=args.batch_size, measure=args.measure, seed=args.seed,
-        warmup_ratio=args.warmup_ratio, weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm,
-        accumulation_steps=args.accumulation_steps, eval_steps=args.eval_steps, patience=args.patience,
-    )  # fmt: skip
+        lr=args.lr,
+        epochs=args.epoch,
+        batch_size=args.batch_size,
+        measure=args.measure,
+        seed=args.seed,
+        warmup_ratio=args.warmup_ratio,
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm,
+        accumulation_steps=args.accumulation_steps,
+        eval_steps=args.eval_steps,
+        patience=args.patience,
+    )
+
+
+# Of scripts that can be continued.
+
+
+def add_resume_options(parser: argparse.ArgumentParser, training: bool = True) -> None:
+    """--resume and --overwrite and, for a training, --save_steps."""
+    group = parser.add_argument_group("continuing a run that was stopped or killed")
+    if training:
+        group.add_argument("--save_steps", type=positive_int, default=200, help="steps that a killed run loses at most")
+    group.add_argument(
+        "--resume",
+        choices=["auto", "always"],
+        default="auto",
+        help="auto continues an unfinished run of the same command if there is one; always fails if there is none",
+    )
+    add_overwrite_option(group)
+
+
+def add_overwrite_option(group: argparse._ArgumentGroup) -> None:
+    """--overwrite."""
+    group.add_argument(
+        "--overwrite", action="store_true", help="start again; without it, an unfinished run is continued"
+    )
 
 
 def deciding_flags(args: argparse.Namespace, unlike: Mapping[str, object]) -> dict[str, object]:
@@ -220,14 +277,7 @@ def begin_journal(args: argparse.Namespace, output: str, contents: dict[str, obj
     return cached_in(unfinished_path(output), deciding_flags(args, contents), args.resume, args.overwrite)
 
 
-def add_device_option(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """--device; returns its group, for what else a script says of the hardware."""
-    group = parser.add_argument_group("hardware")
-    group.add_argument(
-        "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
-        help="auto takes a GPU where there is one; choose among several with CUDA_VISIBLE_DEVICES",
-    )  # fmt: skip
-    return group
+# Values.
 
 
 def positive_int(text: str) -> int:

@@ -40,7 +40,7 @@ class Predictor:
 
     `labels` are in the order of their ids, `session` is the graph's. Only rows of the same number of tokens run
     together, so that nothing is padded or masked. Nothing changes after the start: any number of threads may share one
-    predictor.
+    predictor. `texts_a_row` is 1, or 2 for a model of pairs, and it takes no other; None in a folder that does not say.
 
     Every error is a `UserError`, which is a ValueError.
     """
@@ -57,7 +57,7 @@ class Predictor:
         if num_threads is not None and num_threads < 1:
             raise UserError(f"num_threads is {num_threads}: give 1 or more")
         folder = Path(model_dir)
-        self.labels, self._n_ctx, hashes = _read_config(folder / "config.json")
+        self.labels, self._n_ctx, self.texts_a_row, hashes = _read_config(folder / "config.json")
         for name, sha256 in hashes.items():
             _check_file(folder / name, sha256)
         self._tokenizers = prepare_tokenizer(_read_tokenizer(folder / TOKENIZER))
@@ -76,7 +76,8 @@ class Predictor:
         """Label one text, or one pair of texts; what is longer than the model's n_ctx is truncated.
 
         Raises:
-            UserError: a text is not a str, or holds a lone surrogate.
+            UserError: a text is not a str, or holds a lone surrogate, or the model takes pairs and this is none, or the
+                other way round.
         """
         return self._label(self.encode([text if text_pair is None else (text, text_pair)]))[0]
 
@@ -84,8 +85,7 @@ class Predictor:
         """Label many texts or pairs, in their order, up to `batch_size` of equal length at a time.
 
         Raises:
-            UserError: `texts` is not a list or the like, one of them is neither a str nor a tuple of two, or holds a
-                lone surrogate, or batch_size is below 1.
+            UserError: `texts` is not a list or the like, batch_size is below 1, or as `encode`.
         """
         if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
             raise UserError(f"the texts are a {type(texts).__name__}: give a list, or use predict for a single text")
@@ -93,7 +93,7 @@ class Predictor:
             raise UserError(f"batch_size is {batch_size}: give 1 or more")
         texts = list(texts)
         for number, text in enumerate(texts, start=1):
-            _check_text(text, number)
+            _check_text(text, number, self.texts_a_row)
         predictions = []
         for start in range(0, len(texts), POOL_BATCHES * batch_size):
             predictions += self._label_pool(texts[start : start + POOL_BATCHES * batch_size], batch_size)
@@ -103,10 +103,11 @@ class Predictor:
         """Tokenize texts and pairs, each at its own length, truncated to the model's n_ctx.
 
         Raises:
-            UserError: one is neither a str nor a tuple of two, or holds a lone surrogate.
+            UserError: one is neither a str nor a tuple of two, or not the one of them that the model takes, or holds a
+                lone surrogate.
         """
         for number, text in enumerate(texts, start=1):
-            _check_text(text, number)
+            _check_text(text, number, self.texts_a_row)
         return tokenize(self._tokenizers, texts, self._n_ctx)
 
     def logits(self, rows: list[TokenRow]) -> np.ndarray:
@@ -194,8 +195,8 @@ def _linked_weights(graph: Path) -> list[tuple[str, bytes]]:
     return []
 
 
-def _read_config(path: Path) -> tuple[list[str], int, dict[str, str]]:
-    """The labels in the order of their ids, n_ctx, and every other file's name and SHA-256."""
+def _read_config(path: Path) -> tuple[list[str], int, int | None, dict[str, str]]:
+    """The labels in the order of their ids, n_ctx, texts a row, and every other file's name and SHA-256."""
     check_fetched(path)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -206,12 +207,12 @@ def _read_config(path: Path) -> tuple[list[str], int, dict[str, str]]:
     if not isinstance(config, dict) or "fastformers" not in config:
         raise UserError(f"{path} does not belong to a model folder: {NOT_ONE}")
     names = config.get("id2label")
-    listed = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else []
-    labels = [label for label in listed if isinstance(label, str)]
-    if not listed or len(set(labels)) < len(listed):
+    values = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else []
+    labels = [label for label in values if isinstance(label, str)]
+    if not values or len(set(labels)) < len(values):
         raise UserError(f"{path}: id2label must name every id from 0 on, each differently: {AGAIN}")
     own = config["fastformers"] if isinstance(config["fastformers"], dict) else {}
-    n_ctx, hashes = own.get("n_ctx"), own.get("files")
+    n_ctx, texts_a_row, hashes = own.get("n_ctx"), own.get("texts"), own.get("files")
     if not isinstance(hashes, dict) or not {GRAPH, TOKENIZER} <= hashes.keys():
         raise UserError(f"{path}: fastformers.files must list {GRAPH} and {TOKENIZER}: {AGAIN}")
     if any(Path(name).name != name for name in hashes):
@@ -221,7 +222,9 @@ def _read_config(path: Path) -> tuple[list[str], int, dict[str, str]]:
         raise UserError(
             f"{path}: fastformers.n_ctx is {n_ctx!r}, below 4 or more than the model has positions: {AGAIN}"
         )
-    return labels, n_ctx, hashes
+    if texts_a_row not in (None, 1, 2):
+        raise UserError(f"{path}: fastformers.texts is {texts_a_row!r}, neither 1 nor 2: {AGAIN}")
+    return labels, n_ctx, texts_a_row, hashes
 
 
 def _check_file(path: Path, sha256: str) -> None:
@@ -229,10 +232,10 @@ def _check_file(path: Path, sha256: str) -> None:
     check_fetched(path)
     try:
         with open(path, "rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): {AGAIN}") from error
-    if actual != sha256:
+    if digest != sha256:
         raise UserError(f"{path} is damaged or of another model: {AGAIN}")
 
 
@@ -243,8 +246,11 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"{path} is not a usable tokenizer ({first_line(error)}): {AGAIN}") from error
 
 
-def _check_text(text: object, number: int) -> None:
+def _check_text(text: object, number: int, texts_a_row: int | None) -> None:
     parts = text if isinstance(text, tuple) and len(text) == 2 else (text,)
+    if texts_a_row and len(parts) != texts_a_row:
+        kind, form = ("a pair", "one text") if texts_a_row == 1 else ("not a pair", "pairs of texts")
+        raise UserError(f"text {number} is {kind} but the model was trained on rows of {form}: give it the same")
     for part in parts:
         if not isinstance(part, str):
             kind = type(part).__name__

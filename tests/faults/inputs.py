@@ -90,7 +90,35 @@ def written_down(recipe: Recipe) -> list[Case]:
         ["--max_accuracy_drop=-1"], ["--target_cpu=z80"], ["--fp16", "--fp32"], [f"--output_dir={folder}"],
         [f"--quantized_onnx_path={folder}/new.onnx", f"--onnx_path={folder}/new.onnx"],
     )]  # fmt: skip
-    return cases
+    return cases + texts_to_label(recipe)
+
+
+def texts_to_label(recipe: Recipe) -> list[Case]:
+    """Files that predict.py would label wrongly, or not at all, with a model of one text."""
+    folder = recipe.folder
+    recipe.must("quantize", folder / "model", "--fp32")
+    endings = (".csv", ".tsv", ".jsonl", ".parquet", ".json")
+    for ending in (".txt", *endings):
+        (folder / f"texts{ending}").write_bytes(b"")
+    lines = [b"a film\tpositive\n", b"a film\tor two\n", b'{"text": "a film"}\n', b"text,label\na film,positive\n",
+             b"text;label\n", b"sentence\tlabel\n", b"caf\xe9\n", "a film\n".encode("utf-16"), b"a\0\n",
+             b"\xed\xa0\xbd\n"]  # fmt: skip
+    cases: list[Case] = [("predict", [], {"texts.txt": content}) for content in lines]
+    for ending, contents in {
+        ".csv": [b"", b"body\na\n", b"text,text\na,b\n", b"label,text\nbad,not good, but dull\n", b'text\n"a" b\n',
+                 b"text\ncaf\xe9\n", b"label,text\ngood\n", "text\na\n".encode("utf-16")],
+        ".tsv": [b"text,label\na,b\n", b"text\nbad\tfilm\n"],
+        ".jsonl": [b"a\n", b"[1]\n", b'{"text": null}\n', b'{"text": ["a"]}\n', b'{"text": NaN}\n', b'{"body": "a"}\n',
+                   b'{"text": "a \\ud83d"}\n', b'{"text": "a", "text": "b"}\n', b"[" * 100_000],
+        ".parquet": [b"", b"PAR1", b"a film\n"],
+        ".json": [b'[{"text": "a film"}]\n'],
+    }.items():  # fmt: skip
+        cases += [("predict", [f"--input={folder}/texts{ending}"], {f"texts{ending}": content}) for content in contents]
+    good = {"texts.csv": b"text,body\na,b\n"}
+    cases += [("predict", [f"--input={folder}/texts.csv", option], good) for option in (
+        "--text_column=text,body", "--text_column=a,b,c", "--text_column=", "--batch_size=0", "--num_threads=0",
+    )]  # fmt: skip
+    return [*cases, ("predict", ["--input=nowhere.txt"], {})]
 
 
 def failure(recipe: Recipe, case: Case) -> str | None:

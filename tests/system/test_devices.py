@@ -1,4 +1,4 @@
-"""Memory that is freed is kept for the next step."""
+"""Which device and precision are taken, and that memory that is freed is kept for the next step."""
 
 import platform
 import subprocess
@@ -6,8 +6,46 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from utils.system.devices import choose_device, make_accelerator
+from utils.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_takes_the_first_that_is_there(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert choose_device("auto") == expected
+    assert choose_device("cpu") == "cpu"
+    for device, there in (("cuda", cuda), ("mps", mps)):
+        if there:
+            assert choose_device(device) == device
+        else:
+            with pytest.raises(UserError, match=f"--device={device}"):
+                choose_device(device)
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_bf16", "expected"),
+    [("auto", True, "bf16"), ("auto", False, "no"), ("fp32", True, "no"), ("bf16", False, "bf16")],
+)
+def test_auto_takes_the_precision_that_the_hardware_has(monkeypatch, precision, has_bf16, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = make_accelerator("cpu", precision)
+    assert (accelerator.device.type, accelerator.mixed_precision) == ("cpu", expected)
+
+
+def test_fp16_needs_a_gpu():
+    with pytest.raises(UserError, match="--precision=fp16"):
+        make_accelerator("cpu", "fp16")
+
 
 FAULTS = """
 import resource

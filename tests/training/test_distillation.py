@@ -22,7 +22,7 @@ from utils.training.distillation import (
     paired_layers,
     without_projection,
 )
-from utils.training.losses import relation_loss
+from utils.training.losses import KD_LOSSES, attention_loss, relation_loss, state_loss
 
 NONE = LossWeights("mse", 1.0, 0.0, 0.0, "mse", "ends", 0.0, 0.0)
 
@@ -42,12 +42,13 @@ def pair(tmp_path):
     return SimpleNamespace(teacher=models[0], student=models[1])
 
 
-def losses_of(pair, chosen: LossWeights, layers=None) -> torch.Tensor:
+def losses_of(pair, weights: LossWeights, layers=None) -> torch.Tensor:
+    """Each row's loss: rows 0 to 5 of 6, of which the first 4 have labels."""
     batch = make_batch()
-    layers = paired_layers(pair.teacher, pair.student, chosen, layers)
+    layers = paired_layers(pair.teacher, pair.student, weights, layers)
     with torch.no_grad():
-        wanted = pair.teacher(**model_inputs(pair.teacher, batch)).logits
-    row_losses = distillation_losses(pair.teacher, pair.student, wanted, 4, chosen, layers)
+        teacher_logits = pair.teacher(**model_inputs(pair.teacher, batch)).logits
+    row_losses = distillation_losses(pair.teacher, pair.student, teacher_logits, 4, weights, layers)
     return row_losses(pair.student, model_inputs(pair.student, batch), batch, np.arange(6))
 
 
@@ -62,29 +63,75 @@ def test_labels_count_for_labelled_rows(pair):
     torch.testing.assert_close(with_labels - without, torch.cat([expected[:4], torch.zeros(2)]))
 
 
-@pytest.mark.parametrize(("chosen", "layers"), [(None, [1, 3]), ([0, 2], [0, 2])])
-def test_states_of_all_layers_through_a_projection(pair, chosen, layers):
+def test_a_rows_logits_are_its_own(pair):
+    """Whatever the order in which rows come: the teacher's are kept by their index."""
+    batch, teacher_logits = make_batch(), torch.randn(9, 2)
+    rows = np.array([7, 0, 8, 3, 2, 5])
+    row_losses = distillation_losses(pair.teacher, pair.student, teacher_logits, 9, NONE, [])
+    losses = row_losses(pair.student, model_inputs(pair.student, batch), batch, rows)
+    expected = F.mse_loss(outputs(pair.student).logits, teacher_logits[rows], reduction="none").mean(-1)
+    torch.testing.assert_close(losses, expected)
+
+
+@pytest.mark.parametrize(("kind", "temperature"), [("mse", 1.0), ("soft_cross_entropy", 2.0)])
+def test_the_loss_of_the_logits(pair, kind, temperature):
+    losses = losses_of(pair, weights(kd_loss=kind, temperature=temperature))
+    ours, theirs = (outputs(model).logits for model in (pair.student, pair.teacher))
+    torch.testing.assert_close(losses, KD_LOSSES[kind](ours, theirs, temperature))
+    losses.sum().backward()
+    assert all(parameter.grad is None for parameter in pair.teacher.parameters())
+
+
+@pytest.mark.parametrize(("teacher_layers", "layers"), [(None, [1, 3]), ([0, 2], [0, 2])])
+def test_attentions_of_paired_layers(pair, teacher_layers, layers):
+    asked = weights(att_loss_ratio=3.0)
+    losses = losses_of(pair, asked, teacher_layers) - losses_of(pair, NONE)
+    ours, theirs = (
+        model(**model_inputs(model, make_batch()), output_attentions=True).attentions
+        for model in (pair.student, pair.teacher)
+    )
+    expected = 3 * attention_loss(ours, [theirs[layer] for layer in layers], make_batch()["attention_mask"])
+    torch.testing.assert_close(losses, expected, atol=1e-6, rtol=1e-4)
+    losses.sum().backward()
+    assert all(parameter.grad is None for parameter in pair.teacher.parameters())
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine"])
+def test_states_of_the_ends(pair, kind):
+    """Of the embeddings and of the last layer, half of the loss each."""
+    asked = weights(state_loss_ratio=2.0, state_loss=kind)
+    add_projection(pair.teacher, pair.student, asked)
+    losses = losses_of(pair, asked) - losses_of(pair, NONE)
+    ours, theirs = outputs(pair.student).hidden_states, outputs(pair.teacher).hidden_states
+    projected = [pair.student.state_projection(ours[i]) for i in (0, -1)]
+    expected = 2 * state_loss(projected, [theirs[0], theirs[-1]], make_batch()["attention_mask"], kind)
+    torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("teacher_layers", "layers"), [(None, [1, 3]), ([0, 2], [0, 2])])
+def test_states_of_all_layers_through_a_projection(pair, teacher_layers, layers):
     asked = weights(state_loss_ratio=1.0, state_layers="all")
     add_projection(pair.teacher, pair.student, asked)
-    found = losses_of(pair, asked, chosen) - losses_of(pair, NONE)
+    losses = losses_of(pair, asked, teacher_layers) - losses_of(pair, NONE)
     ours, theirs = outputs(pair.student).hidden_states, outputs(pair.teacher).hidden_states
     projected = [pair.student.state_projection(state) for state in ours]
     lengths = make_batch()["attention_mask"].sum(-1)
     for row, length in enumerate(lengths):
         pairs = [(projected[0], theirs[0]), *((projected[i + 1], theirs[j + 1]) for i, j in enumerate(layers))]
         expected = sum(F.mse_loss(one[row, :length], other[row, :length]) for one, other in pairs) / 3
-        torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(losses[row], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_relations_of_the_last_layers(pair):
+@pytest.mark.parametrize(("teacher_layers", "last"), [(None, 3), ([0, 2], 2)])
+def test_relations_of_the_last_layers(pair, teacher_layers, last):
     asked = weights(relation_loss_ratio=2.0)
-    found = losses_of(pair, asked) - losses_of(pair, NONE)
+    losses = losses_of(pair, asked, teacher_layers) - losses_of(pair, NONE)
     parts = []
-    for model, index in ((pair.student, 1), (pair.teacher, 3)):
+    for model, index in ((pair.student, 1), (pair.teacher, last)):
         attention, states = model.bert.encoder.layer[index].attention.self, outputs(model).hidden_states[index]
         parts.append([part(states) for part in (attention.query, attention.key, attention.value)])
-    torch.testing.assert_close(found, 2 * relation_loss(*parts, make_batch()["attention_mask"]), atol=1e-5, rtol=1e-4)
-    found.sum().backward()
+    torch.testing.assert_close(losses, 2 * relation_loss(*parts, make_batch()["attention_mask"]), atol=1e-5, rtol=1e-4)
+    losses.sum().backward()
     assert pair.student.bert.encoder.layer[1].attention.self.query.weight.grad.abs().max() > 0
 
 

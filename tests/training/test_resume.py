@@ -71,6 +71,37 @@ def test_a_distillation_goes_on_from_its_last_save(trained, at_step):
     assert_same_weights(trained, "whole", "other")
 
 
+@pytest.mark.parametrize(("crashed", "saved"), [(6, 5), (8, 6), (12, 10)])
+def test_a_run_is_saved_so_often(trained, at_step, crashed, saved):
+    """After steps 5 and 10 of --save_steps=5, and at the end of an epoch, step 6."""
+
+    def crash() -> None:
+        raise ZeroDivisionError
+
+    options = ["--epoch=3", "--save_steps=5"]
+    at_step(crashed, crash)
+    with pytest.raises(ZeroDivisionError):
+        trained.train(*options, out="other")
+    code, stderr = trained.train(*options, out="other")
+    assert code == 0 and f"from step {saved}\n" in stderr
+
+
+def test_scores_go_on_as_if_nothing_had_been(trained, at_step):
+    """The mean loss of an epoch that was stopped in its midst, and the patience."""
+    options = ["--lr=1e-30", "--epoch=9", "--patience=2"]
+
+    def scores(stderr: str) -> list[str]:
+        return re.findall(r"\[Epoch.*", stderr)
+
+    code, stderr = trained.train(*options, out="whole")
+    assert code == 0 and len(scores(stderr)) == 3
+    at_step(15, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    code, stopped = trained.train(*options, out="other")
+    assert code == 143 and len(scores(stopped)) == 2
+    code, continued = trained.train(*options, out="other")
+    assert code == 0 and scores(stopped) + scores(continued) == scores(stderr)
+
+
 def test_another_option_is_refused(trained, at_step):
     at_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert trained.train(*STEPS, out="other")[0] == 143

@@ -26,7 +26,7 @@ OTHER_NAMES = {"train": "train|training", "valid": "valid|validation|val|dev", "
 
 def place(path: Path, number: int) -> str:
     """A row's place, for an error."""
-    return f"{path}, {'row' if path.suffix == '.parquet' else 'line'} {number}"
+    return f"{path}, {'row' if path.suffix.lower() == '.parquet' else 'line'} {number}"
 
 
 def read_fields(path: Path) -> Numbered:
@@ -48,13 +48,13 @@ def read_cells(path: Path, flags: Flags) -> Numbered:
     A cell is a text, a whole number (1.0 is 1) or a truth value (True or False, as pandas writes it to CSV).
 
     Args:
-        path: its suffix is one of READERS.
+        path: its suffix, in any case, is one of READERS.
         flags: the wanted columns, in the order of the result.
 
     Raises:
         UserError: the file is damaged, a wanted column is missing or there twice, or a cell is something else.
     """
-    for number, values in READERS[path.suffix](path, flags):
+    for number, values in READERS[path.suffix.lower()](path, flags):
         cells = []
         for name, flag in flags.items():
             if name not in values:
@@ -235,9 +235,11 @@ def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_parquet(path: Path, flags: Flags) -> Numbered:
-    import pyarrow as pa
-    import pyarrow.parquet
-
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet
+    except ImportError as error:  # not among predict.py's requirements
+        raise UserError(f"{path}: reading Parquet needs the package pyarrow: pip install pyarrow") from error
     number = 0
     try:
         with pa.parquet.ParquetFile(path) as file:

@@ -40,8 +40,6 @@ from utils.system.files import atomic_file, write_json
 from utils.system.launcher import atomic_folder_of_all, join_processes, together
 from utils.system.pool import chunks, map_in_processes
 
-datasets.disable_progress_bars()
-
 CHUNK = 10_000  # rows tokenized at a time
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "label": pa.int32()})
 
@@ -55,6 +53,7 @@ class Data:
     folder: Path  # that holds the tables
     fingerprint: str  # of texts, tokenizer and n_ctx
     hashes: dict[str, str]  # SHA-256 of every split's text file
+    texts_a_row: int | None  # 1, or 2 for pairs; None where it was tokenized before this was written down
 
 
 def tokenize_data(
@@ -108,6 +107,7 @@ def tokenize_data(
                 "labels": labels,
                 "n_ctx": n_ctx,
                 "tokenizer": tokenizer_fingerprint(tokenizer),
+                "texts_a_row": len(next(read_rows(split_path(data_dir, "train"), names))[0]),
                 "texts": {split: file_hash(split_path(data_dir, split)) for split in splits},
             }
             write_json(folder / "meta.json", meta)
@@ -147,7 +147,7 @@ def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: i
         if path.exists() and file_hash(path) != hashes[split]:
             raise UserError(f"{path} has changed since it was tokenized: {again}")
     fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    return Data(labels, splits, data_dir / "tokenized", fingerprint, hashes)
+    return Data(labels, splits, data_dir / "tokenized", fingerprint, hashes, meta.get("texts_a_row"))
 
 
 def check_same_rows(data: Data, other: Data, splits: list[str]) -> None:

@@ -15,7 +15,6 @@ from matplotlib.transforms import Bbox
 from utils.measuring.ladder import MeasuredRung
 from utils.system.files import atomic_file
 
-matplotlib.rcParams["svg.hashsalt"] = "ladder"  # the same picture is the same file
 # Where a label may be, in points from its point, nearest first: above, below, and to the sides.
 OFFSETS = [(side, 14 * step * way) for step in range(1, 8) for side in (0, 14, -14) for way in (1, -1)]
 
@@ -117,6 +116,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> None:
     """Write NAME.png and NAME.svg into a folder, atomically."""
     for kind in ("png", "svg"):
         with atomic_file(folder / f"{name}.{kind}") as temporary:
-            # SVG would hold the date.
+            # The same picture is the same file: SVG would hold the date, and ids drawn at random.
             metadata = {"Date": None} if kind == "svg" else None
-            figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+            with matplotlib.rc_context({"svg.hashsalt": "ladder"}):
+                figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)

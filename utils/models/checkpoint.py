@@ -3,16 +3,13 @@
 import hashlib
 import json
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast, logging
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from utils.models.config import Config
 from utils.models.families import FAMILIES, num_positions
 from utils.models.folder import MEND, check_folder
 from utils.models.tokenizer import check_tokenizer, read_tokenizer, telling_ids
 from utils.system.errors import UserError, first_line
-
-logging.set_verbosity_error()
-logging.disable_progress_bar()
 
 
 def read_hub_config(name_or_path: str, flag: str, allow_hub_name: bool = False) -> PretrainedConfig:

@@ -1,14 +1,16 @@
 """What every script does the same way: report a user's mistake, log, end on Ctrl-C.
 
-For scripts alone: importing it sets sys.excepthook. Modules that a program imports use `utils.system.errors`.
+For scripts alone: importing it changes what Ctrl-C does. Modules that a program imports use `utils.system.errors`.
 """
+
+import utils.system.interrupts  # isort: skip  # noqa: F401
 
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 
 from utils.system.errors import FULL_DISK, UserError
 from utils.system.signals import Terminated
@@ -24,10 +26,11 @@ def run_script(main: Callable[[], None]) -> None:
     """
     # With stderr, tqdm's default, so that a script's standard output stays its result.
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s:%(message)s", stream=sys.stderr)
-    for name in LIBRARIES:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    _quiet_libraries()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     script = os.path.basename(sys.argv[0])
     try:
         main()
@@ -44,15 +47,14 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(143 if isinstance(stop, Terminated) else 130)
 
 
-def _uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """As Python does, but Ctrl-C in a script that still imports its libraries needs no traceback."""
-    if issubclass(kind, KeyboardInterrupt):
-        print(f"{os.path.basename(sys.argv[0])}: stopped", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)
+def _quiet_libraries() -> None:
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if "transformers" in sys.modules:  # it sets up its own, and bars for the weights it loads
+        from transformers import logging as transformers_logging
 
-
-sys.excepthook = _uncaught
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

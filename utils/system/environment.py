@@ -1,9 +1,10 @@
 """Import this before transformers and datasets: they import huggingface_hub, which crashes on a wrong variable."""
 
+import utils.system.interrupts  # isort: skip  # noqa: F401
+
 import os
 import sys
 
-import utils.system.cli  # noqa: F401  # Ctrl-C during the imports that follow needs no traceback
 from utils.system.errors import first_line
 
 try:

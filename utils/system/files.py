@@ -119,14 +119,14 @@ def check_output_folder(path: str | Path, flag: str) -> None:
 def _temporary_beside(path: Path) -> Path:
     """A name for this process's temporary, after removing those of processes that are no more."""
     name = glob.escape(path.name)
-    for left in [*path.parent.glob(f".{name}.*.tmp"), *path.parent.glob(f".{name}.*.tmp.old")]:
-        process = left.name.removesuffix(".old").removesuffix(".tmp").rpartition(".")[2]
+    for old in [*path.parent.glob(f".{name}.*.tmp"), *path.parent.glob(f".{name}.*.tmp.old")]:
+        process = old.name.removesuffix(".old").removesuffix(".tmp").rpartition(".")[2]
         if not process.isdecimal() or (int(process) != os.getpid() and psutil.pid_exists(int(process))):
             continue
-        if left.suffix == ".old" and not path.exists():  # killed between the two renames of `_exchange`
-            os.replace(left, path)
+        if old.suffix == ".old" and not path.exists():  # killed between the two renames of `_exchange`
+            os.replace(old, path)
         else:
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 

@@ -13,23 +13,27 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def signals_noted() -> Iterator[list[int]]:
-    """Within the block, note the first Ctrl-C or SIGTERM in the list that is yielded; a second one interrupts."""
-    noted: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def record_signals() -> Iterator[list[int]]:
+    """Within the block, note the first Ctrl-C or SIGTERM in the list that is yielded; a second one interrupts.
+
+    One that is ignored stays so: a shell starts its background jobs that way.
+    """
+    received: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
     def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
+        received.append(number)
         restore()
 
     def restore() -> None:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
-    for number in before:
+    for number in handlers:
         signal.signal(number, note)
     try:
-        yield noted
+        yield received
     finally:
         restore()
 

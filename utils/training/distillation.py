@@ -34,12 +34,12 @@ class LossWeights:
 
 
 def paired_layers(
-    teacher: PreTrainedModel, student: PreTrainedModel, weights: LossWeights, chosen: list[int] | None
+    teacher: PreTrainedModel, student: PreTrainedModel, weights: LossWeights, teacher_layers: list[int] | None
 ) -> list[int]:
     """The teacher's layer that each layer of the student learns from, where a loss needs them.
 
     Args:
-        chosen: those asked for; else the last layer of each of equal blocks.
+        teacher_layers: those asked for; without them the last layer of each of equal blocks.
 
     Raises:
         UserError: they are not one for each layer of the student and among the teacher's, or their numbers of heads do
@@ -48,27 +48,27 @@ def paired_layers(
     if not (weights.state_loss_ratio or weights.att_loss_ratio or weights.relation_loss_ratio):
         return []
     theirs, ours = ([heads for heads, _ in layer_shapes(model)] for model in (teacher, student))
-    if chosen is None:
+    if teacher_layers is None:
         if len(ours) > len(theirs):
             raise UserError(
                 f"the teacher has {len(theirs)} layers and the student {len(ours)}: say with --teacher_layers which of "
                 "them each of the student's learns from"
             )
-        chosen = [(i + 1) * len(theirs) // len(ours) - 1 for i in range(len(ours))]
-    if len(chosen) != len(ours) or not all(0 <= layer < len(theirs) for layer in chosen):
+        teacher_layers = [(i + 1) * len(theirs) // len(ours) - 1 for i in range(len(ours))]
+    if len(teacher_layers) != len(ours) or not all(0 <= layer < len(theirs) for layer in teacher_layers):
         raise UserError(
-            f"--teacher_layers={','.join(map(str, chosen))}: give {len(ours)} numbers, one for each layer of the "
-            f"student, from 0 to {len(theirs) - 1}"
+            f"--teacher_layers={','.join(map(str, teacher_layers))}: give {len(ours)} numbers, one for each layer of "
+            f"the student, from 0 to {len(theirs) - 1}"
         )
-    for layer, our_heads in zip(chosen, ours, strict=True):
+    for layer, our_heads in zip(teacher_layers, ours, strict=True):
         if weights.att_loss_ratio and theirs[layer] != our_heads:
             raise UserError(
                 f"--att_loss_ratio needs equal numbers of attention heads but the teacher has {theirs[layer]} and the "
                 f"student {our_heads}: leave it out, or take --relation_loss_ratio"
             )
-    if weights.relation_loss_ratio and not (ours[-1] and theirs[chosen[-1]]):
+    if weights.relation_loss_ratio and not (ours[-1] and theirs[teacher_layers[-1]]):
         raise UserError("--relation_loss_ratio needs attention heads in the student's last layer: leave it out")
-    return chosen
+    return teacher_layers
 
 
 def add_projection(teacher: PreTrainedModel, student: PreTrainedModel, weights: LossWeights) -> None:
@@ -90,9 +90,9 @@ def without_projection(student: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 def distillation_losses(
-    teacher: PreTrainedModel,
+    teacher: PreTrainedModel | None,
     student: PreTrainedModel,
-    wanted_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
     num_labelled: int,
     weights: LossWeights,
     layers: list[int],
@@ -100,13 +100,14 @@ def distillation_losses(
     """The `row_losses` that training minimizes.
 
     Args:
-        wanted_logits: the teacher's, for every row of the training split, [rows, labels].
+        teacher: not needed where only its logits count.
+        teacher_logits: the teacher's, for every row of the training split, [rows, labels].
         num_labelled: so many of these rows, the first ones, have labels to learn from.
         layers: of `paired_layers`.
     """
     states, attentions = weights.state_loss_ratio > 0, weights.att_loss_ratio > 0
     relations = weights.relation_loss_ratio > 0
-    wanted = {"output_hidden_states": states, "output_attentions": attentions}
+    outputs = {"output_hidden_states": states, "output_attentions": attentions}
 
     def row_losses(model: nn.Module, inputs: dict, batch: dict, rows: np.ndarray) -> torch.Tensor:
         mask = inputs["attention_mask"]
@@ -114,10 +115,10 @@ def distillation_losses(
             our_parts = stack.enter_context(_queries_keys_values(student, -1)) if relations else []
             if not (states or attentions or relations):
                 stack.enter_context(first_token_only(student))
-            ours = model(**inputs, **wanted)
+            ours = model(**inputs, **outputs)
             logits = ours.logits.float()
-            aim = wanted_logits[torch.as_tensor(rows)].to(logits.device)
-            losses = KD_LOSSES[weights.kd_loss](logits, aim, weights.temperature)
+            targets = teacher_logits[torch.as_tensor(rows)].to(logits.device)
+            losses = KD_LOSSES[weights.kd_loss](logits, targets, weights.temperature)
             if weights.label_ratio:
                 labels = torch.as_tensor(np.where(rows < num_labelled, batch["labels"], NO_LABEL)).to(logits.device)
                 losses = losses + weights.label_ratio * label_loss(logits, labels)
@@ -125,7 +126,7 @@ def distillation_losses(
                 return losses
             with torch.no_grad():
                 their_parts = stack.enter_context(_queries_keys_values(teacher, layers[-1])) if relations else []
-                theirs = teacher(**model_inputs(teacher, batch), **wanted)
+                theirs = teacher(**model_inputs(teacher, batch), **outputs)
         if states:
             pairs = _state_pairs(ours.hidden_states, theirs.hidden_states, weights.state_layers, layers)
             project = getattr(student, PROJECTION, nn.Identity())
@@ -151,11 +152,11 @@ def _state_pairs(ours: tuple, theirs: tuple, which: str, layers: list[int]) -> l
 def _queries_keys_values(model: PreTrainedModel, index: int) -> Iterator[list[torch.Tensor]]:
     """A list that gets a layer's queries, keys and values, each [batch, length, width], when the model runs."""
     family, layer = family_of(model), layers_of(model)[index]
-    found: list[torch.Tensor] = []
+    parts: list[torch.Tensor] = []
     projections = [layer.get_submodule(path) for path in (family.query, family.key, family.value)]
-    hooks = [part.register_forward_hook(lambda _, inputs, output: found.append(output)) for part in projections]
+    hooks = [linear.register_forward_hook(lambda _, inputs, output: parts.append(output)) for linear in projections]
     try:
-        yield found
+        yield parts
     finally:
         for hook in hooks:
             hook.remove()

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from utils.data.tables import Data, collate, lengths, shuffled_batches
 from utils.models.classifier import model_inputs
 from utils.system.bars import progress_bar
 from utils.system.devices import keep_freed_memory
-from utils.system.signals import Terminated, signals_noted
+from utils.system.signals import Terminated, record_signals
 from utils.training.resume import Progress, UnfinishedRun, load_progress, save_progress
 from utils.training.scalars import Scalars, no_scalars
 from utils.training.scoring import Evaluation, evaluate_logits, predict
@@ -66,63 +67,71 @@ def train(
     Args:
         row_losses: gives every row's loss, [rows]; its model is wrapped, where there are several processes.
         save: called in the main process with the model whenever an evaluation's score is the best so far.
-        run: where this run is kept, and continued from if it is there; the caller removes it in the end.
+        run: where this run is saved, and continued from if it is there; the caller removes it in the end.
         write_scalars: called in the main process with a step and its losses.
 
     Returns:
         The best score.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, or (Terminated) SIGTERM; what was done so far is kept.
+        KeyboardInterrupt: Ctrl-C, or (Terminated) SIGTERM; the run is saved first.
     """
     keep_freed_memory()
-    row_lengths, processes = lengths(data.splits["train"]), accelerator.num_processes
+    plain, row_lengths, processes = model, lengths(data.splits["train"]), accelerator.num_processes
     per_epoch = len(_epoch_batches(row_lengths, settings, 0, processes))
     total = settings.epochs * per_epoch
-    plain = model
     _choose_attention(plain, row_lengths, accelerator)
-    adamw = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.lr, fused=True)
-    progress = load_progress(run, model, adamw, accelerator) if run else Progress()
-    warmup = int(total * settings.warmup_ratio)
-    schedule = get_linear_schedule_with_warmup(adamw, warmup, total, last_epoch=progress.step - 1)
+    adamw, schedule, progress = _start(plain, settings, total, accelerator, run)
     model, optimizer = accelerator.prepare(model, adamw)
 
-    def keep_progress() -> None:
+    def save_run() -> None:
         if run and accelerator.is_main_process:
             save_progress(run, plain, adamw, accelerator, progress)
 
     batches: list[np.ndarray] = []
     bar = progress_bar(initial=progress.step, total=total, unit="step", shown=accelerator.is_main_process)
-    with bar, signals_noted() as noted:
+    with bar, record_signals() as received:
         while True:
             if progress.step > progress.evaluated and _evaluation_due(progress.step, per_epoch, settings):
                 _evaluate(plain, data, settings, accelerator, progress, per_epoch, save, write_scalars)
-                keep_progress()
+                save_run()
             if progress.step == total or (settings.patience and progress.since_best >= settings.patience):
                 break
             epoch, position = divmod(progress.step, per_epoch)
             if position == 0 or not batches:
                 batches = _epoch_batches(row_lengths, settings, epoch, processes)
                 bar.set_description(f"epoch {epoch + 1}/{settings.epochs}")
-            # Dropout differs between steps and processes.
-            torch.manual_seed((settings.seed * 2**20 + progress.step) * 2**10 + accelerator.process_index)
+            _seed_dropout(settings.seed, progress.step, accelerator.process_index)
             loss = _backward(model, plain, data, row_losses, settings, accelerator, batches[position])
-            accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+            _update(model, optimizer, schedule, settings, accelerator)
             progress.step += 1
             progress.loss_sum += loss
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
             if accelerator.is_main_process:
                 write_scalars(progress.step, {"train/loss": loss, "train/lr": schedule.get_last_lr()[0]})
-            _stop_if_asked(noted, accelerator, progress, keep_progress)
+            _stop_if_asked(received, accelerator, progress, save_run)
             if run and progress.step % run.save_steps == 0:
-                keep_progress()
+                save_run()
     accelerator.wait_for_everyone()
     assert progress.best, "at least one evaluation"
     return progress.best
+
+
+def _start(
+    model: PreTrainedModel, settings: Settings, total: int, accelerator: Accelerator, run: UnfinishedRun | None
+) -> tuple[torch.optim.Optimizer, LRScheduler, Progress]:
+    """The optimizer, its schedule over `total` steps, and how far both are; the model, too, where a run continues."""
+    adamw = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.lr, fused=True)
+    progress = load_progress(run, model, adamw, accelerator) if run else Progress()
+    warmup = int(total * settings.warmup_ratio)
+    schedule = get_linear_schedule_with_warmup(adamw, warmup, total, last_epoch=progress.step - 1)
+    return adamw, schedule, progress
+
+
+def _seed_dropout(seed: int, step: int, process: int) -> None:
+    # It differs between steps and processes, and is the same again in a run that is continued.
+    torch.manual_seed((seed * 2**20 + step) * 2**10 + process)
 
 
 def _choose_attention(model: PreTrainedModel, row_lengths: np.ndarray, accelerator: Accelerator) -> None:
@@ -161,6 +170,20 @@ def _backward(
     return total.item()
 
 
+def _update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    settings: Settings,
+    accelerator: Accelerator,
+) -> None:
+    """Change the weights by the gradients that were added up, and start these anew."""
+    accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad()
+
+
 def _evaluation_due(step: int, per_epoch: int, settings: Settings) -> bool:
     return step % per_epoch == 0 or (settings.eval_steps is not None and step % settings.eval_steps == 0)
 
@@ -183,9 +206,12 @@ def _evaluate(
     improved = current.better_than(progress.best, settings.measure)
     logger.info(
         "[Epoch %.4g] : train loss %.4f, valid loss %.4f, valid accuracy %.4f%s",
-        progress.step / per_epoch, mean_loss, current.loss, current.accuracy,
+        progress.step / per_epoch,
+        mean_loss,
+        current.loss,
+        current.accuracy,
         ", best so far: saved" if improved else "",
-    )  # fmt: skip
+    )
     if accelerator.is_main_process:
         write_scalars(progress.step, {"valid/loss": current.loss, "valid/accuracy": current.accuracy})
         if improved:
@@ -197,19 +223,19 @@ def _evaluate(
 
 
 def _stop_if_asked(
-    noted: list[int], accelerator: Accelerator, progress: Progress, keep_progress: Callable[[], None]
+    received: list[int], accelerator: Accelerator, progress: Progress, save_run: Callable[[], None]
 ) -> None:
-    """Keep the run and end it where a signal came, in all processes at the same step."""
-    asked = len(noted)
+    """Save the run and end it where a signal came, in all processes at the same step."""
+    asked = len(received)
     if accelerator.num_processes > 1:
         if progress.step % AGREE_STEPS:
             return
         asked = int(accelerator.reduce(torch.tensor(asked, device=accelerator.device), "sum"))
     if not asked:
         return
-    keep_progress()
+    save_run()
     accelerator.wait_for_everyone()
-    kind = Terminated if Terminated.signal in noted else KeyboardInterrupt
+    kind = Terminated if Terminated.signal in received else KeyboardInterrupt
     raise kind(f"stopped at step {progress.step}: run the same command again to continue")
 
 

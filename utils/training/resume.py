@@ -93,17 +93,25 @@ def save_progress(
     accelerator: Accelerator,
     progress: Progress,
 ) -> None:
-    """Write all that `load_progress` needs, atomically."""
+    """Write all that `load_progress` needs, atomically.
+
+    Args:
+        optimizer: AdamW; its averages, two tensors of each parameter's shape, are written too.
+
+    Raises:
+        UserError: the disk is full.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, averages in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in averages.items()}
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else None  # of fp16
-    kept = {"flags": run.flags, "part": run.part, "progress": asdict(progress), "scaler": scaler}
+    metadata = {"flags": run.flags, "part": run.part, "progress": asdict(progress), "scaler": scaler}
     with atomic_file(run.path) as temporary:
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary, metadata={"unfinished": json.dumps(kept)},
-        )  # fmt: skip
+            temporary,
+            metadata={"unfinished": json.dumps(metadata)},
+        )
 
 
 def load_progress(
@@ -116,8 +124,8 @@ def load_progress(
     """
     if not run.path.exists():
         return Progress()
-    kept = _read_metadata(run.path)
-    if kept["part"] != run.part:
+    metadata = _read_metadata(run.path)
+    if metadata["part"] != run.part:
         return Progress()
     weights: dict[str, torch.Tensor] = {}
     averages: dict[int, dict[str, torch.Tensor]] = {}
@@ -135,9 +143,9 @@ def load_progress(
     model.load_state_dict(weights)
     optimizer.load_state_dict({"state": averages, "param_groups": optimizer.state_dict()["param_groups"]})
     if accelerator.scaler:
-        accelerator.scaler.load_state_dict(kept["scaler"])
-    progress = Progress(**kept["progress"])
-    progress.best = Evaluation(**kept["progress"]["best"]) if progress.best else None
+        accelerator.scaler.load_state_dict(metadata["scaler"])
+    progress = Progress(**metadata["progress"])
+    progress.best = Evaluation(**metadata["progress"]["best"]) if progress.best else None
     return progress
 
 

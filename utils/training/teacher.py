@@ -30,17 +30,12 @@ def teacher_logits(teacher: PreTrainedModel, data: Data, split: str, accelerator
     """
     rows = data.splits[split]
     name = f"teacher-{fingerprint(teacher)}-{'-'.join(hardware(accelerator).values())}-{split}"
-    starts = range(0, len(rows), PART)
-    parts = [rows.select(range(start, min(start + PART, len(rows)))) for start in starts]
-    return torch.cat(
-        [
-            _logits_of_part(
-                teacher, part, data.folder / f"{name}-{i}.safetensors", accelerator,
-                f"teacher on {split}" + (f", part {i + 1} of {len(parts)}" if len(parts) > 1 else ""),
-            )
-            for i, part in enumerate(parts)
-        ]
-    )  # fmt: skip
+    parts = [rows.select(range(start, min(start + PART, len(rows)))) for start in range(0, len(rows), PART)]
+    logits = []
+    for i, part in enumerate(parts):
+        shown = f"teacher on {split}" + (f", part {i + 1} of {len(parts)}" if len(parts) > 1 else "")
+        logits.append(_logits_of_part(teacher, part, data.folder / f"{name}-{i}.safetensors", accelerator, shown))
+    return torch.cat(logits)
 
 
 def _logits_of_part(

@@ -1,0 +1,72 @@
+"""What a teacher said is asked of it again where it, the precision or the rows are others."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from conftest import LABELS
+from datasets import Dataset
+from safetensors.torch import save_file
+
+from utils.data.tables import Data
+from utils.training.scoring import predict
+from utils.training.teacher import teacher_logits
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[int]:
+    """How many rows the teacher was asked for, each time."""
+    counts: list[int] = []
+
+    def count(teacher, rows, accelerator, name):
+        counts.append(len(rows))
+        return predict(teacher, rows, accelerator, name)
+
+    monkeypatch.setattr("utils.training.teacher.predict", count)
+    return counts
+
+
+def make_data(folder) -> Data:
+    ids = [[1, 4 + i, 5 + i % 3, 3][: 3 + i % 2] for i in range(5)]
+    columns = {"input_ids": ids, "token_type_ids": [[0] * len(row) for row in ids], "label": [0] * 5}
+    return Data(LABELS, {"train": Dataset.from_dict(columns)}, folder, "", {}, 1)
+
+
+def ask(model, data: Data, precision: str = "no") -> torch.Tensor:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return teacher_logits(model, data, "train", Accelerator(cpu=True, mixed_precision=precision))
+
+
+def test_the_same_teacher_is_asked_once(model, tmp_path, asked):
+    """For logits in the rows' order."""
+    data = make_data(tmp_path)
+    logits = ask(model, data)
+    assert torch.equal(ask(model, data), logits) and asked == [5]
+    for row, ids in zip(logits, data.splits["train"]["input_ids"], strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(row, model(torch.tensor([ids])).logits[0], atol=1e-5, rtol=1e-4)
+
+
+def test_another_teacher_or_precision_is_asked(model, tmp_path, asked):
+    data = make_data(tmp_path)
+    logits = ask(model, data)
+    in_bf16 = ask(model, data, "bf16")
+    assert asked == [5, 5] and not torch.equal(in_bf16, logits)
+    with torch.no_grad():
+        model.classifier.bias += 1
+    torch.testing.assert_close(ask(model, data), logits + 1)
+    assert asked == [5, 5, 5]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("content", ["another length", "another name", "damaged"])
+def test_a_file_that_is_of_no_use_is_made_again(model, tmp_path, asked, content):
+    data = make_data(tmp_path)
+    logits = ask(model, data)
+    (path,) = tmp_path.iterdir()
+    if content == "damaged":
+        path.write_bytes(path.read_bytes()[:20])
+    else:
+        save_file({"logits" if content == "another length" else "other": torch.zeros(4, 2)}, path)
+    assert torch.equal(ask(model, data), logits) and asked == [5, 5]
+    assert torch.equal(ask(model, data), logits) and asked == [5, 5]
