@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks.results import target_line
-from utils.measuring.ladder import markdown_table
+from utils.measuring.ladder import ComparedRung, markdown_table
 from utils.system.files import atomic_file, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,16 +105,19 @@ def between_marks(text: str, name: str, table: str) -> str:
     return marks.sub(lambda match: f"{match[1]}\n{table}\n{match[2]}", text)
 
 
+def ladder_table() -> str:
+    """The ladder that report.py measured on SST-2, in Markdown."""
+    rungs = json.loads((ROOT / "results/sst2/ladder.json").read_text(encoding="utf-8"))["rungs"]
+    return markdown_table([ComparedRung(**rung) for rung in rungs], baseline=True, failures=[])
+
+
 def main() -> None:
     scores = read_scores()
     table = markdown(scores)
     print(table)
-    rungs = json.loads((ROOT / "results/sst2/ladder.json").read_text(encoding="utf-8"))["rungs"]
     page = ROOT / "docs/results.md"
     with atomic_file(page) as temporary:
-        text = between_marks(
-            page.read_text(encoding="utf-8"), "ladder", markdown_table(rungs, baseline=True, failures=[])
-        )
+        text = between_marks(page.read_text(encoding="utf-8"), "ladder", ladder_table())
         temporary.write_text(between_marks(text, "accuracy", table), "utf-8")
     targets = [target(f"{row}_accuracy", scores, row, needs) for row, needs in TARGETS.items() if row in scores]
     teachers = scores.get("teacher", {}).get("test", {})

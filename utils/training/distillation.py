@@ -124,6 +124,7 @@ def distillation_losses(
                 losses = losses + weights.label_ratio * label_loss(logits, labels)
             if not (states or attentions or relations):
                 return losses
+            assert teacher is not None, "these losses compare with its states"
             with torch.no_grad():
                 their_parts = stack.enter_context(_queries_keys_values(teacher, layers[-1])) if relations else []
                 theirs = teacher(**model_inputs(teacher, batch), **outputs)
