@@ -90,7 +90,64 @@ def written_down(recipe: Recipe) -> list[Case]:
         ["--max_accuracy_drop=-1"], ["--target_cpu=z80"], ["--fp16", "--fp32"], [f"--output_dir={folder}"],
         [f"--quantized_onnx_path={folder}/new.onnx", f"--onnx_path={folder}/new.onnx"],
     )]  # fmt: skip
-    return cases + texts_to_label(recipe)
+    return cases + data_of_strangers(recipe) + checkpoints_of_strangers(recipe) + texts_to_label(recipe)
+
+
+def data_of_strangers(recipe: Recipe) -> list[Case]:
+    """Files of rows as other programs and people write them, of which some rows are not what they seem."""
+    good = {
+        ".csv": b"text,label\ngood film,positive\nbad film,negative\n",
+        ".tsv": b"text\tlabel\ngood film\tpositive\nbad film\tnegative\n",
+        ".jsonl": b'{"text": "good film", "label": "positive"}\n{"text": "bad film", "label": "negative"}\n',
+    }
+    bad = {
+        ".csv": [b"", b"text,label\n", b"a,b\n", b"text;label\ngood;1\n", b"text,text,label\na,b,1\n",
+                 b"text,label\nnot great, but good,1\n", b"text,label\ngood\n", b'text,label\n"never closed,1\n',
+                 b"text,label\ncaf\xe9,1\n", b"\xff\xfet\x00", b"text,label\ngood,\n"],
+        ".tsv": [b"text,label\ngood,1\n", b"text\tlabel\na\tb\t1\n", b"good film\tpositive\nbad film\tnegative\n"],
+        ".jsonl": [b"[]\n", b"[1]\n", b"{\n", b"null\n", b'{"text": "a"}\n', b'{"text": null, "label": "1"}\n',
+                   b'{"text": ["a"], "label": "1"}\n', b'{"text": {"a": 1}, "label": "1"}\n',
+                   b'{"text": NaN, "label": "1"}\n', b'{"text": "a", "label": 1.5}\n',
+                   b'{"text": "a \\ud83d", "label": "1"}\n', b'{"text": "a", "label": "\\udc00"}\n',
+                   b'{"text": "a", "text": "b", "label": "1"}\n', b"[" * 100_000],
+    }  # fmt: skip
+    cases: list[Case] = []
+    for ending, content in good.items():
+        folder = recipe.folder / f"data{ending}"
+        folder.mkdir()
+        for split in ("train", "valid", "test"):
+            (folder / f"{split}{ending}").write_bytes(content)
+        cases += [
+            ("preprocess", [f"--data_dir={folder}"], {f"{folder.name}/train{ending}": rows}) for rows in bad[ending]
+        ]
+    lines = (recipe.data / "train.txt").read_bytes()
+    cases.append(("preprocess", [], {"data/train.txt": b"sentence\tlabel\n" + lines}))
+    return [*cases, ("preprocess", [f"--data_dir={recipe.folder}/data.csv", "--text_column=label"], {})]
+
+
+def checkpoints_of_strangers(recipe: Recipe) -> list[Case]:
+    """Checkpoint folders of which something is missing, or is not what it seems."""
+    folder = recipe.folder
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    config = json.loads((folder / "encoder/config.json").read_text())
+    names = ("config.json", "tokenizer.json", "model.safetensors")
+    cases: list[Case] = [("train", [], {f"encoder/{name}": pointer}) for name in names]
+    cases += [("preprocess", [], {"encoder/tokenizer.json": content}) for content in (b"", b"{}", pointer)]
+    cases += [
+        ("train", [], {"encoder/config.json": json.dumps(config | keys).encode()})
+        for keys in ({"is_decoder": True}, {"vocab_size": 9}, {"model_type": None}, {"model_type": 1})
+    ]
+    for name in ("no-vocabulary", "adapter", "flax"):
+        make_encoder(folder / name, "bert", hidden_size=16)
+    (folder / "no-vocabulary/tokenizer.json").unlink()
+    (folder / "adapter/adapter_config.json").write_text("{}")
+    (folder / "flax/model.safetensors").rename(folder / "flax/flax_model.msgpack")
+    (folder / "pointer.onnx").write_bytes(pointer)
+    cases += [
+        ("train", [f"--bert_model_name_or_path={folder}/{name}"], {}) for name in ("no-vocabulary", "adapter", "flax")
+    ]
+    cases.append(("preprocess", [f"--bert_model_name_or_path={folder}/no-vocabulary"], {}))
+    return [*cases, ("evaluate", ["--enable_ort", f"--onnx_path={folder}/pointer.onnx"], {})]
 
 
 def texts_to_label(recipe: Recipe) -> list[Case]:
