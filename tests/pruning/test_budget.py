@@ -25,6 +25,19 @@ def test_budget_counts_what_a_layer_costs():
     assert spread(heads, neurons, [30, 1], [1, 0.1], 0.5) == [(0, 64), (4, 64)]
 
 
+def test_neurons_that_always_stay_are_the_best_ones():
+    """So of the others those of the second layer matter more, though the first one's best are better."""
+    high, low = NEURON_STEP * [10.0] + NEURON_STEP * [1.0], NEURON_STEP * [5.0] + NEURON_STEP * [2.0]
+    neurons = [torch.tensor(high[::-1]), torch.tensor(low)]
+    assert spread([torch.ones(0)] * 2, neurons, [1, 1], [1, 1], 0.75) == [(0, NEURON_STEP), (0, 2 * NEURON_STEP)]
+
+
+def test_cheap_neurons_first():
+    neurons = [torch.ones(2 * NEURON_STEP)] * 2
+    shapes = spread([torch.ones(0)] * 2, neurons, [1, 1], [1, 0.5], 2 / 3)
+    assert shapes == [(0, NEURON_STEP), (0, 2 * NEURON_STEP)]
+
+
 def test_the_same_numbers_in_every_layer():
     shapes = [(4, 64), (2, 60)]
     assert uniform(shapes, 1, 20) == [(1, 20), (1, 20)]

@@ -44,6 +44,8 @@ def v1(folder: str, quota: str, period: str = "100000") -> dict[str, str]:
         ("3:cpu:/docker/ab12/own\n", DOCKER, v1("sys/fs/cgroup/cpu/own", "100000") | v1("sys/fs/cgroup/cpu", "-1"), 1),
         ("4:memory:/a\n", FIRST, v1(CPU, "100000"), float("inf")),
         ("0::/\n", SECOND, {"sys/fs/cgroup/cpu.max": "damaged\n"}, float("inf")),
+        # A folder without such a file does not hide those above it.
+        ("0::/a/b\n", SECOND, {"sys/fs/cgroup/a/cpu.max": "50 10\n"}, 5),
     ],
 )
 def test_quota(tmp_path, cgroup, mounts, files, quota):

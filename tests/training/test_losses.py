@@ -29,9 +29,10 @@ def test_soft_cross_entropy_is_least_where_student_equals_teacher():
     assert student.grad.abs().max() < 1e-6
 
 
-def test_logits_mse():
+def test_logits_mse_of_each_row():
     student, teacher = torch.randn(4, 3), torch.randn(4, 3)
-    torch.testing.assert_close(logits_mse(student, teacher).mean(), F.mse_loss(student, teacher))
+    expected = torch.stack([F.mse_loss(*row) for row in zip(student, teacher, strict=True)])
+    torch.testing.assert_close(logits_mse(student, teacher), expected)
 
 
 @pytest.mark.parametrize("kind", ["mse", "cosine"])
@@ -46,6 +47,15 @@ def test_state_loss_ignores_padding(kind):
         torch.testing.assert_close(loss[0], F.mse_loss(student[0, :2], teacher[0, :2]))
     else:
         torch.testing.assert_close(loss[0], 1 - F.cosine_similarity(student[0, :2], teacher[0, :2], dim=-1).mean())
+
+
+def test_losses_of_states_and_relations_are_means_over_what_is_compared():
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    pairs = [(torch.randn(2, 3, 64), torch.randn(2, 3, 64)) for _ in range(2)]
+    ours, theirs = map(list, zip(*pairs, strict=True))
+    for loss in (lambda a, b: state_loss(a, b, mask, "mse"), lambda a, b: relation_loss(a, b, mask)):
+        single = [loss([one], [other]) for one, other in pairs]
+        torch.testing.assert_close(loss(ours, theirs), (single[0] + single[1]) / 2)
 
 
 def test_attention_loss_ignores_padding():
