@@ -12,11 +12,13 @@ import torch
 from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 import utils.system.cpus
 
 # Tiny models gain nothing from a second thread, and make test runs two processes, whose threads would wait for another.
 torch.set_num_threads(1)
+disable_progress_bar()
 utils.system.cpus.usable_cpus = lambda: 1
 
 # A background job of a shell script, and all that it starts, ignores Ctrl-C: tests of it would wait for nothing. Once
