@@ -230,6 +230,13 @@ def test_header_in_a_text_file(tmp_path, header, splits):
     refused_set(tmp_path, f"{splits[0]}.txt, line 1 seems to name the columns", f"{splits[0]}.tsv")
 
 
+@pytest.mark.parametrize("header", ["sentence1\tsentence2\tgold", "how\twhy\tlabel"])
+def test_header_of_pairs(tmp_path, header):
+    pairs = "how much\twhat price\t1\nwhy\tnot\t0\n"
+    data_set(tmp_path, train=f"{header}\n{pairs}", valid=pairs, test=pairs)
+    refused_set(tmp_path, "train.txt, line 1 seems to name the columns", ", ".join(map(repr, header.split("\t"))))
+
+
 def test_first_rows_that_are_no_header(tmp_path):
     data_set(tmp_path, train="text\t1\ngood\t1\nbad\t0\n")
     assert read_labels(tmp_path)[0] == {"0": 1, "1": 2}
@@ -245,6 +252,10 @@ def test_unknown_labels(tmp_path):
     refused_set(tmp_path, "valid.csv, line 4: label '2' is not in train.csv: correct it, or add rows")
     data_set(tmp_path, ".csv", test="text,label\ngood,-1\nbad,-1\n")
     refused_set(tmp_path, "test.csv, line 2: label '-1'", "no labels", "labelled rows")
+    data_set(tmp_path, ".csv", test="text,label\ngood,-1\n")
+    refused_set(tmp_path, "test.csv, line 2: label '-1'", "no labels")
+    data_set(tmp_path, ".csv", test="text,label\ngood,2\n")
+    refused_set(tmp_path, "test.csv, line 2: label '2' is not in train.csv: correct it, or add rows")
     data_set(tmp_path / "b", train="1\tgood\n0\tbad\n", valid=f"1\t{text}\n0\tbad\n")
     refused_set(tmp_path / "b", "valid.txt, line 1", "is the label last in each line?")
     with pytest.raises(UserError) as error:
