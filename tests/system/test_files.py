@@ -27,6 +27,7 @@ def test_folders_are_replaced_whole(tmp_path, atomic):
     folder = tmp_path / "folder"
     (folder / "notes").mkdir(parents=True)
     (folder / "notes/mine").write_text("mine")
+    (folder / "notes/link").symlink_to("mine")
     (folder / "config").write_text("old")
     with atomic(folder) as temporary:
         (temporary / "config").write_text("new")
@@ -34,7 +35,7 @@ def test_folders_are_replaced_whole(tmp_path, atomic):
         assert (folder / "config").read_text() == "old" and not (folder / "weights").exists()
     assert (folder / "config").read_text() == (folder / "weights").read_text() == "new"
     # Only the one that keeps what else is there keeps it.
-    assert (folder / "notes/mine").exists() == (atomic is atomic_files_into)
+    assert (folder / "notes/mine").exists() == (folder / "notes/link").is_symlink() == (atomic is atomic_files_into)
     assert os.listdir(tmp_path) == ["folder"]
 
 
