@@ -1,25 +1,31 @@
-"""Distill a fine-tuned teacher into a smaller student.
+"""Distill one fine-tuned teacher, or several, into a smaller student.
 
-    python fastformers.py --teacher_config=configs/config-bert-cls.json --data_dir=data/sst2 \\
-        --teacher_bert_model_name_or_path=./bert-checkpoint-teacher --teacher_model_path=pytorch-model-teacher.pt \\
+    python fastformers.py --teacher_bert_model_name_or_path=./bert-checkpoint-teacher --data_dir=data/sst2 \\
         --config=configs/config-bert-cls.json --bert_model_name_or_path=./embeddings/pytorch.uncased_L-4_H-512_A-8 \\
         --bert_output_dir=bert-checkpoint --save_path=pytorch-model.pt --lr=5e-5 --epoch=5 --batch_size=64
 
 The student learns from the teacher's logits (--kd_loss) and, where asked, from the labels, the teacher's hidden states,
 attention probabilities or relations between tokens. A good one to start from is some of the teacher's own layers
-(`prune.py --keep_layers`). A teacher of another family or vocabulary reads the same rows from a folder of its own
-(--teacher_data_dir) and teaches by its logits. --augmented adds the rows that augment_data.py made. The best model on
-valid.txt (--measure) is kept. The teacher's logits are kept beside its tokenized data, and computed once.
-Stopped or killed, the same command continues where it was.
+(`prune.py --keep_layers`). A teacher of another family or vocabulary teaches by its logits: the texts are tokenized for
+it into data_dir/tokenized-..., once. The names of several follow one another, and so do the values of the other
+--teacher options: `--teacher_bert_model_name_or_path runs/one runs/two`. The student's loss is then the mean of its
+losses against each: with --kd_loss=soft_cross_entropy it learns the mean of their probabilities, with mse the mean of
+their logits, in which a teacher with larger logits counts for more (Hinton et al. 2015 have both, as the arithmetic and
+the geometric mean). The losses of hidden states, attention and relations are taken against the first one alone.
+--augmented adds the rows that augment_data.py made. The best model on valid.txt (--measure) is kept. The teachers'
+logits are kept beside their tokenized data, and computed once. Stopped or killed, the same command continues where it
+was.
 Several processes: `accelerate launch fastformers.py ...` or `torchrun --nproc_per_node=2 fastformers.py ...`.
 """
 
 import argparse
 import logging
+from typing import Any
 
 import utils.system.environment  # isort: skip  # noqa: F401
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -29,6 +35,7 @@ from utils.arguments import (
     add_training_options,
     begin_training,
     fraction,
+    label_list,
     layer_list,
     nonnegative_float,
     positive_float,
@@ -36,7 +43,8 @@ from utils.arguments import (
     training_settings,
 )
 from utils.data.tables import Data, check_same_rows, load_data, with_augmented_rows
-from utils.models.checkpoint import check_same_tokenizer, load_tokenizer
+from utils.data.teacher_rows import check_rows_of_teacher, reads_same_tokens, teacher_folder
+from utils.models.checkpoint import config_of_checkpoint, label_columns, labels_of, load_hub_config, load_tokenizer
 from utils.models.classifier import fingerprint, freeze_embeddings, load_model, save_checkpoint, set_dropout
 from utils.models.config import Config, load_config
 from utils.system.cli import run_script
@@ -55,7 +63,7 @@ from utils.training.losses import KD_LOSSES
 from utils.training.resume import discard
 from utils.training.scalars import scalars_into
 from utils.training.scoring import evaluate_logits
-from utils.training.teacher import teacher_logits
+from utils.training.teacher import Teacher, answers, mean_of_teachers
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +76,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument(
         "--augmented", action="store_true", help="learn from augment_data.py's rows too; without it, from train.txt's"
     )
-    group = parser.add_argument_group("teacher")
-    group.add_argument("--teacher_config", required=True, help="the teacher's file of configs/")
-    group.add_argument("--teacher_bert_model_name_or_path", required=True, help="checkpoint folder of the teacher")
-    group.add_argument("--teacher_model_path", required=True, help="state dict of the teacher (.pt)")
-    group.add_argument(
-        "--teacher_data_dir", help="the same rows tokenized for the teacher, where it has another tokenizer"
-    )
+    add_teacher_options(parser)
     group = parser.add_argument_group("student")
     group.add_argument("--bert_model_name_or_path", required=True, help="checkpoint the student starts from")
     group.add_argument(
@@ -112,45 +114,123 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def rows_of_teacher(args: argparse.Namespace, n_ctx: int, data: Data, tokenizer: PreTrainedTokenizerFast) -> Data:
-    """The rows as the teacher reads them: the student's own, or those of --teacher_data_dir.
+def add_teacher_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the teachers: each takes a value for every one of them, in the same order."""
+    group = parser.add_argument_group("teacher (of several, a value for each, in the same order)")
+    group.add_argument(
+        TEACHER_FLAG, nargs="+", required=True, metavar="FOLDER", help="its checkpoint folder, such as runs/teacher"
+    )
+    group.add_argument(
+        "--teacher_model_path", nargs="+", metavar="FILE", help="its state dict (.pt); without it the folder's weights"
+    )
+    group.add_argument(
+        "--teacher_labels",
+        nargs="+",
+        type=label_list,
+        metavar="LABELS",
+        help="the data set's label for each of its outputs, in its own order (id2label of its config.json): 0,1 for a "
+        "teacher that says NEGATIVE,POSITIVE where the data say 0 and 1; without it, its labels must be the data set's",
+    )
+    group.add_argument(
+        "--teacher_config",
+        nargs="+",
+        metavar="CONFIG",
+        help="its file of configs/; without it, its family, and --config's n_ctx if it has so many positions",
+    )
+    group.add_argument(
+        "--teacher_data_dir",
+        nargs="+",
+        metavar="DATA_DIR",
+        help="folder with the same rows that preprocess.py tokenized for it; without it that is done here",
+    )
+
+
+def teacher_options(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The values of each teacher's options, None for those left out.
 
     Raises:
-        UserError: the teacher's tokenizer is not the student's, or the folder does not hold the same rows, or a loss
-            compares tokens.
+        UserError: an option has more or fewer values than there are teachers.
     """
-    teacher_tokenizer = load_tokenizer(args.teacher_bert_model_name_or_path, TEACHER_FLAG, allow_hub_name=True)
-    if not args.teacher_data_dir:
-        check_same_tokenizer(tokenizer, teacher_tokenizer)
-        return data
-    if args.state_loss_ratio or args.att_loss_ratio or args.relation_loss_ratio:
-        raise UserError(
-            "--state_loss_ratio, --att_loss_ratio and --relation_loss_ratio compare token by token, but with "
-            "--teacher_data_dir the teacher has tokens of its own: leave them out"
+    names = args.teacher_bert_model_name_or_path
+    options = [{"name": name} for name in names]
+    for option in ("model_path", "labels", "config", "data_dir"):
+        values = getattr(args, f"teacher_{option}") or [None] * len(names)
+        if len(values) != len(names):
+            raise UserError(
+                f"--teacher_{option} has {len(values)} value{'s' * (len(values) > 1)} but {TEACHER_FLAG} {len(names)}: "
+                "give one for each teacher, in the same order, or leave it out"
+            )
+        for each, value in zip(options, values, strict=True):
+            each[option] = value
+    return options
+
+
+def load_teachers(
+    args: argparse.Namespace, n_ctx: int, data: Data, tokenizer: PreTrainedTokenizerFast, splits: list[str]
+) -> list[Teacher]:
+    """The teachers, with the rows that each reads.
+
+    Args:
+        n_ctx, tokenizer: the student's.
+        splits: those that they are asked for.
+
+    Raises:
+        UserError: as `load_model`, `label_columns` and `rows_to_read`, or a loss compares token by token but the first
+            teacher's tokens are others.
+    """
+    teachers: list[Teacher] = []
+    for options in teacher_options(args):
+        name = options["name"]
+        if options["config"]:
+            config = load_config(options["config"])
+        else:
+            config = config_of_checkpoint(name, TEACHER_FLAG, n_ctx, allow_hub_name=True)
+        own_tokenizer = load_tokenizer(name, TEACHER_FLAG, allow_hub_name=True)
+        rows = rows_to_read(data, tokenizer, own_tokenizer, config.n_ctx, options["data_dir"], splits)
+        compares_tokens = args.state_loss_ratio or args.att_loss_ratio or args.relation_loss_ratio
+        if compares_tokens and not teachers and rows is not data:
+            raise UserError(
+                "--state_loss_ratio, --att_loss_ratio and --relation_loss_ratio compare token by token with the first "
+                f"teacher, but {TEACHER_FLAG}={name} has tokens of its own, by its tokenizer or --teacher_data_dir: "
+                "leave them out, or name one with the student's tokens first"
+            )
+        # Others than "eager" are faster but keep no attention probabilities.
+        attention = "eager" if args.att_loss_ratio and not teachers else None
+        hub_config = load_hub_config(name, TEACHER_FLAG, config, allow_hub_name=True)
+        model = load_model(
+            name, TEACHER_FLAG, config, labels_of(hub_config), options["model_path"], attention, allow_hub_name=True
         )
-    teacher_data = load_data(args.teacher_data_dir, teacher_tokenizer, n_ctx)
-    check_same_rows(data, teacher_data, ["train", "valid"] + ["augmented"] * args.augmented)
-    return teacher_data
+        columns = label_columns(hub_config, data.labels, options["labels"], name, TEACHER_FLAG, "--teacher_labels")
+        teachers.append(Teacher(name, model, own_tokenizer, config.n_ctx, columns, rows))
+    return teachers
 
 
-def load_models(
-    args: argparse.Namespace, teacher_config: Config, config: Config, labels: list[str]
-) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The teacher, and the student as it starts.
+def rows_to_read(
+    data: Data, tokenizer: PreTrainedTokenizerFast, own_tokenizer: PreTrainedTokenizerFast, n_ctx: int,
+    data_dir: str | None, splits: list[str],
+) -> Data | None:  # fmt: skip
+    """The rows that a teacher reads: the student's or those of a folder; None where they are to be tokenized for it.
+
+    Raises:
+        UserError: the folder does not hold the same rows, or they cannot be tokenized.
+    """
+    if data_dir:
+        rows = load_data(data_dir, own_tokenizer, n_ctx)
+        check_same_rows(data, rows, splits)
+        return rows
+    if reads_same_tokens(data, tokenizer, own_tokenizer, n_ctx, splits):
+        return data
+    check_rows_of_teacher(data, tokenizer, own_tokenizer, n_ctx)
+    return None
+
+
+def load_student(args: argparse.Namespace, config: Config, labels: list[str]) -> PreTrainedModel:
+    """The student as it starts.
 
     Raises:
         UserError: as `load_model`.
     """
-    attention = "eager" if args.att_loss_ratio > 0 else None  # others are faster but keep no probabilities
-    teacher = load_model(
-        args.teacher_bert_model_name_or_path,
-        TEACHER_FLAG,
-        teacher_config,
-        labels,
-        args.teacher_model_path,
-        attention,
-        allow_hub_name=True,
-    )
+    attention = "eager" if args.att_loss_ratio > 0 else None
     set_seed(args.seed)  # before a new classifier draws its weights
     student = load_model(
         args.bert_model_name_or_path, FLAG, config, labels, attention=attention, new_head=True, allow_hub_name=True
@@ -159,7 +239,19 @@ def load_models(
         set_dropout(student, args.dropout)
     if args.freeze_embeddings:
         freeze_embeddings(student)
-    return teacher, student
+    return student
+
+
+def contents_of_teachers(teachers: list[Teacher], data: Data, tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
+    """What the paths of the teachers' options hold, by flag: the weights, and the rows."""
+    rows = [
+        teacher.rows.fingerprint
+        if teacher.rows
+        else f"{data.fingerprint} in {teacher_folder(tokenizer, teacher.tokenizer, teacher.n_ctx)}"
+        for teacher in teachers
+    ]
+    weights = [fingerprint(teacher.model) for teacher in teachers]
+    return {TEACHER_FLAG: ", ".join(weights), "--teacher_data_dir": ", ".join(rows), "--teacher_model_path": ""}
 
 
 def loss_weights(args: argparse.Namespace) -> LossWeights:
@@ -176,38 +268,58 @@ def loss_weights(args: argparse.Namespace) -> LossWeights:
     )
 
 
+def taught_logits(
+    args: argparse.Namespace, teachers: list[Teacher], data: Data, tokenizer: PreTrainedTokenizerFast,
+    splits: list[str], accelerator: Accelerator,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """What the student is to say of every row of the splits; logs how good it is on valid. Empties `teachers`."""
+    names = [teacher.name for teacher in teachers]
+    logits = answers(teachers, data, tokenizer, splits, accelerator)
+    mean = {split: mean_of_teachers([own[split] for own in logits], args.kd_loss, args.temperature) for split in splits}
+    scored = [("", mean)]
+    if len(names) > 1:
+        scored = [(f"{name}, ", own) for name, own in zip(names, logits, strict=True)]
+        scored.append((f"mean of {len(names)}, ", mean))
+    for name, own in scored:
+        target = evaluate_logits(own["valid"], data.splits["valid"])
+        logger.info("[Teacher] : %svalid loss %.4f, valid accuracy %.4f", name, target.loss, target.accuracy)
+    return mean
+
+
 def main() -> None:
     args = parse_args()
-    teacher_config, config = load_config(args.teacher_config), load_config(args.config)
+    config = load_config(args.config)
     tokenizer = load_tokenizer(args.bert_model_name_or_path, FLAG, allow_hub_name=True)
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
     if args.augmented and "augmented" not in data.splits:
         raise UserError(f"--augmented: {args.data_dir} has no augmented rows: run augment_data.py, then preprocess.py")
-    teacher_data = rows_of_teacher(args, teacher_config.n_ctx, data, tokenizer)
-    teacher, student = load_models(args, teacher_config, config, data.labels)
+    training_splits = ["train"] + ["augmented"] * args.augmented
+    splits = ["valid", *training_splits]
+    teachers = load_teachers(args, config.n_ctx, data, tokenizer, splits)
+    student = load_student(args, config, data.labels)
     weights = loss_weights(args)
-    layers = paired_layers(teacher, student, weights, args.teacher_layers)
-    add_projection(teacher, student, weights)
+    first = teachers[0].model
+    layers = paired_layers(first, student, weights, args.teacher_layers)
+    add_projection(first, student, weights)
     check_output_folder(args.bert_output_dir, "--bert_output_dir")
     check_output_file(args.save_path, "--save_path")
 
     accelerator = make_accelerator(args.device, args.precision)
-    teacher.to(accelerator.device)
-    contents = {FLAG: fingerprint(student), TEACHER_FLAG: fingerprint(teacher), "--data_dir": data.fingerprint}
-    contents |= {"--teacher_data_dir": teacher_data.fingerprint, "--teacher_model_path": ""}
+    contents = {FLAG: fingerprint(student), "--data_dir": data.fingerprint}
+    contents |= contents_of_teachers(teachers, data, tokenizer)
     run = begin_training(args, args.bert_output_dir, contents, accelerator)
-    target = evaluate_logits(teacher_logits(teacher, teacher_data, "valid", accelerator), data.splits["valid"])
-    logger.info("[Teacher] : valid loss %.4f, valid accuracy %.4f", target.loss, target.accuracy)
-    train_logits, num_labelled = teacher_logits(teacher, teacher_data, "train", accelerator), len(data.splits["train"])
+    token_teacher = first if layers else None  # the others are freed once their logits are known
+    del first
+    logits = taught_logits(args, teachers, data, tokenizer, splits, accelerator)
+    train_logits, num_labelled = torch.cat([logits[split] for split in training_splits]), len(data.splits["train"])
     if args.augmented:
-        train_logits = torch.cat([train_logits, teacher_logits(teacher, teacher_data, "augmented", accelerator)])
         data = with_augmented_rows(data)
 
     def save(model: PreTrainedModel) -> None:
         with without_projection(model):
             save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path)
 
-    row_losses = distillation_losses(teacher, student, train_logits, num_labelled, weights, layers)
+    row_losses = distillation_losses(token_teacher, student, train_logits, num_labelled, weights, layers)
     best = train(student, data, row_losses, training_settings(args), accelerator, save, run, scalars_into(args.log_dir))
     discard(run, accelerator)
     logger.info("[Best] : valid loss %.4f, valid accuracy %.4f: %s", best.loss, best.accuracy, args.bert_output_dir)

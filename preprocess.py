@@ -7,8 +7,8 @@ Each line of the text files is sentence<TAB>label or sentence_a<TAB>sentence_b<T
 train.jsonl or train.parquet may take the place of train.txt, with columns of the names that --text_column and
 --label_column give; the others likewise. Rows longer than the config's n_ctx tokens are truncated; nothing is padded. A
 teacher and a student read one folder where they share a tokenizer; name the teacher with
---teacher_bert_model_name_or_path to have that checked here already. A teacher with another one gets a folder of its own
-with the same files.
+--teacher_bert_model_name_or_path to have that checked here already. For a teacher with another one, fastformers.py
+tokenizes by itself.
 Several processes, on one machine or on several that share their files: `torchrun --nproc_per_node=2 preprocess.py ...`.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -326,6 +327,11 @@ def nonnegative_float(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{value} is not a number of at least 0")
     return value
+
+
+def label_list(text: str) -> list[str]:
+    """An argparse type: comma-separated labels, such as negative,positive; one that holds a comma in double quotes."""
+    return [label.strip() for label in next(csv.reader([text], skipinitialspace=True), [])]
 
 
 def layer_list(text: str) -> list[int]:

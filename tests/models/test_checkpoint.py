@@ -1,13 +1,15 @@
 """Labels, positions and kind of a checkpoint, as its config.json says them."""
 
 import json
+import shlex
 
 import pytest
 import torch
-from conftest import fails, snapshot
+from conftest import fails
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from utils.models.checkpoint import check_labels, load_hub_config
+from utils.arguments import label_list
+from utils.models.checkpoint import check_labels, config_of_checkpoint, label_columns, load_hub_config
 from utils.models.config import Config
 from utils.models.families import POSITIONS_FOLLOW_PADDING, num_positions
 from utils.system.errors import UserError
@@ -56,15 +58,58 @@ def test_numbers_as_labels(tmp_path):
     check_labels(AutoConfig.from_pretrained(tmp_path), ["0", "1"], str(tmp_path), "--flag")
 
 
-def test_named_as_the_message_says_a_teacher_teaches(trained):
-    path = trained.folder / "teacher/config.json"
-    keys = json.loads(path.read_text())
-    path.write_text(json.dumps(keys | {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}))
-    before = snapshot(trained.folder)
-    fails(trained.distill(), '"id2label": {"0": "negative", "1": "positive"}')
-    assert snapshot(trained.folder) == before
-    path.write_text(json.dumps(keys | {"id2label": {"0": "negative", "1": "positive"}}))
-    assert trained.distill()[0] == 0
+@pytest.mark.parametrize(
+    ("own", "labels", "value"),
+    [
+        (["POSITIVE", "Negative"], ["negative", "positive"], "positive,negative"),
+        (["c", "a", "b"], ["a", "b", "c"], "c,a,b"),
+        (["LABEL_0", "LABEL_1"], ["0", "1"], "0,1"),
+        (["LABEL_0", "LABEL_1"], ["bad", "good"], "bad,good"),
+        (["no", "yes, but"], ["NO", "Yes, but"], """'NO,"Yes, but"'"""),
+        (["a", "B"], ["a", "A"], "a,A"),  # not one for one
+    ],
+)
+def test_labels_to_copy(tmp_path, own, labels, value):
+    """The message says what to give, with each label once; and given so, its columns are those."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "id2label": dict(enumerate(own))}))
+    hub_config = AutoConfig.from_pretrained(tmp_path)
+    with pytest.raises(UserError) as caught:
+        label_columns(hub_config, labels, None, str(tmp_path), "--teacher", "--teacher_labels")
+    assert f"--teacher_labels={value}, " in str(caught.value)
+    names = label_list(shlex.split(value)[0])
+    columns = label_columns(hub_config, labels, names, str(tmp_path), "--teacher", "--teacher_labels")
+    assert [names[column] for column in columns] == labels
+
+
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        (["a", "b"], "has 2 labels but --teacher=.* has 3 outputs .*x, y, z.*in this order"),
+        (["a", "b", "d"], "'d' is not a label of the data set, which has a, b, c"),
+        (["a", "b", "b"], "a label twice, and c not at all"),
+        ([], "has 0 labels"),
+    ],
+)
+def test_names_of_outputs_that_are_not_the_labels(tmp_path, names, part):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "id2label": {"0": "x", "1": "y", "2": "z"}}')
+    hub_config = AutoConfig.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match=part):
+        label_columns(hub_config, ["a", "b", "c"], names, str(tmp_path), "--teacher", "--teacher_labels")
+    with pytest.raises(UserError, match="x, y, z but the data set has a, b: use the data set"):
+        label_columns(hub_config, ["a", "b"], names, str(tmp_path), "--teacher", "--teacher_labels")
+
+
+@pytest.mark.parametrize(("positions", "n_ctx"), [(40, 30), (20, 18)])
+def test_a_config_for_a_checkpoint(tmp_path, positions, n_ctx):
+    keys = {"model_type": "roberta", "max_position_embeddings": positions, "pad_token_id": 1}
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    assert config_of_checkpoint(str(tmp_path), "--flag", 30) == Config("roberta", n_ctx)
+
+
+def test_no_config_for_a_checkpoint(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(UserError, match="'vit', of which transformers has no sequence classifier"):
+        config_of_checkpoint(str(tmp_path), "--flag", 30)
 
 
 def test_decoder(trained):

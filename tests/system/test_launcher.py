@@ -1,5 +1,6 @@
 """torchrun with two processes: every row once, every file once, the same result as one process."""
 
+import copy
 import json
 import os
 import random
@@ -10,7 +11,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, WORDS, snapshot
+from conftest import ROOT, WORDS, make_encoder, make_tokenizer, snapshot
+from datasets import Dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.skipif(
@@ -74,6 +76,39 @@ def test_two_processes_are_like_one(trained, tmp_path):
     for name, value in one.items():
         if not name.endswith("key.bias"):  # has no effect: its gradient is rounding error
             torch.testing.assert_close(two[name], value, atol=2e-4, rtol=1e-3)
+
+
+def test_two_processes_tokenize_for_a_teacher(trained, tmp_path):
+    """Each a part of the rows, which are then those that one process makes."""
+    other = copy.copy(trained)
+    tokenizer = make_tokenizer(cls="<s>", sep="</s>", pad="<pad>")
+    other.encoder, other.data = make_encoder(tmp_path / "other", "bert", tokenizer), tmp_path / "other-data"
+    shutil.copytree(trained.data, other.data)
+    for step in (other.preprocess, lambda: other.train(out="other-teacher")):
+        assert step()[0] == 0
+    options = [f"--config={trained.config}", "--device=cpu", "--precision=fp32", "--epoch=1", "--batch_size=20"]
+    options += [f"--bert_model_name_or_path={trained.encoder}"]
+    options += ["--teacher_bert_model_name_or_path", f"{tmp_path}/other-teacher", f"{tmp_path}/teacher"]
+    tables = {}
+    for count in (1, 2):
+        data = tmp_path / f"data{count}"
+        shutil.copytree(trained.data, data)
+        out = [
+            f"--data_dir={data}",
+            f"--bert_output_dir={tmp_path}/out{count}",
+            f"--save_path={tmp_path}/out{count}.pt",
+        ]
+        if count == 1:
+            code, stderr = trained.script("fastformers", *options, *out)
+            assert code == 0, stderr
+        else:
+            (said,) = output(torchrun(ROOT / "fastformers.py", *options, *out))
+            assert said.count("tokenizing the texts") == 1 and said.count("mean of 2") == 1
+        (folder,) = data.glob("tokenized-*")
+        assert not list(folder.glob("*.[0-9].arrow"))
+        tables[count] = list(Dataset.from_file(str(folder / "train.arrow")))
+        assert tables[count] == list(Dataset.from_file(str(other.data / "tokenized/train.arrow")))
+    assert tables[1] == tables[2] and len(tables[1]) == 96
 
 
 @pytest.mark.slow  # 15 s

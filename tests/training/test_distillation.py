@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import LABELS, fails, make_batch, make_encoder, make_tokenizer, snapshot, write_texts
-from datasets import Dataset
-from safetensors.torch import load_file
+from conftest import LABELS, fails, make_batch, make_encoder
 from torch import nn
 
 from utils.models.classifier import load_model, model_inputs, set_dropout
@@ -189,50 +187,3 @@ def test_without_dropout_training_draws_nothing(pair):
     set_dropout(pair.student, 0.0)
     assert not differ()
     assert pair.student.config.hidden_dropout_prob == 0.1
-
-
-@pytest.fixture
-def foreign(trained):
-    """A trained BERT `Project` and a teacher of it whose family is not known here and whose tokens are others."""
-    encoder = make_encoder(trained.folder / "mpnet", "mpnet", make_tokenizer(cls="<s>", sep="</s>", pad="<pad>"))
-    config = trained.folder / "config-mpnet.json"
-    config.write_text('{"encoder_class": "mpnet", "n_ctx": 20}')
-    data = write_texts(trained.folder / "data-mpnet")
-    steps = copy.copy(trained)
-    steps.encoder, steps.config, steps.data = encoder, str(config), data
-    for code, stderr in (steps.preprocess(), steps.train(out="mpnet-teacher")):
-        assert code == 0, stderr
-    teacher = trained.folder / "mpnet-teacher"
-    options = [f"--teacher_config={config}", f"--teacher_bert_model_name_or_path={teacher}"]
-    options += [f"--teacher_model_path={teacher}.pt", f"--teacher_data_dir={data}", "--kd_loss=mse"]
-    return SimpleNamespace(steps=steps, trained=trained, teacher=teacher, data=data, options=options)
-
-
-def test_a_teacher_with_a_tokenizer_of_its_own(foreign):
-    code, stderr = foreign.trained.distill(*foreign.options, "--epoch=8")
-    assert code == 0, stderr
-    (kept,) = (foreign.data / "tokenized").glob("teacher-*-train-0.safetensors")
-    assert not list((foreign.trained.data / "tokenized").glob("teacher-*"))
-    model = load_model(str(foreign.teacher), "--flag", Config("mpnet", 20), LABELS)
-    taught = logits_of_rows(model, foreign.data)
-    torch.testing.assert_close(load_file(kept)["logits"], taught, atol=1e-5, rtol=1e-4)
-    student = load_model(str(foreign.trained.folder / "student"), "--flag", Config("bert", 16), LABELS)
-    assert F.mse_loss(logits_of_rows(student, foreign.trained.data), taught) < 0.5 * taught.var(0).mean()
-
-
-def logits_of_rows(model, data_dir) -> torch.Tensor:
-    rows = Dataset.from_file(str(data_dir / "tokenized/train.arrow"))["input_ids"]
-    with torch.no_grad():
-        return torch.cat([model(torch.tensor([ids])).logits for ids in rows])
-
-
-def test_a_teachers_rows_must_be_the_students(foreign):
-    before = snapshot(foreign.trained.folder)
-    fails(foreign.trained.distill(*foreign.options, "--state_loss_ratio=1"), "--state_loss_ratio", "--teacher_data_dir")
-    fails(foreign.trained.distill(*foreign.options[:-2], "--teacher_data_dir=nowhere"), "nowhere", "preprocess.py")
-    fails(foreign.trained.distill(*foreign.options[:-2]), "tokenizers", "--teacher_data_dir")
-    assert snapshot(foreign.trained.folder) == before
-    text = foreign.data / "train.txt"
-    text.write_text(text.read_text() + "a fine film\tpositive\n")
-    assert foreign.steps.preprocess()[0] == 0
-    fails(foreign.trained.distill(*foreign.options), "data-mpnet", "train.txt", "preprocess.py")

@@ -1,4 +1,4 @@
-"""What a teacher said is asked of it again where it, the precision or the rows are others."""
+"""What a teacher said is asked of it again where it, the precision or the rows are others; and the mean of several."""
 
 import pytest
 import torch
@@ -9,8 +9,10 @@ from datasets import Dataset
 from safetensors.torch import save_file
 
 from utils.data.tables import Data
+from utils.training import teacher
+from utils.training.losses import KD_LOSSES
 from utils.training.scoring import predict
-from utils.training.teacher import teacher_logits
+from utils.training.teacher import mean_of_teachers, teacher_logits
 
 
 @pytest.fixture
@@ -18,9 +20,9 @@ def asked(monkeypatch) -> list[int]:
     """How many rows the teacher was asked for, each time."""
     counts: list[int] = []
 
-    def count(teacher, rows, accelerator, name):
+    def count(model, rows, accelerator, name):
         counts.append(len(rows))
-        return predict(teacher, rows, accelerator, name)
+        return predict(model, rows, accelerator, name)
 
     monkeypatch.setattr("utils.training.teacher.predict", count)
     return counts
@@ -70,3 +72,47 @@ def test_a_file_that_is_of_no_use_is_made_again(model, tmp_path, asked, content)
         save_file({"logits" if content == "another length" else "other": torch.zeros(4, 2)}, path)
     assert torch.equal(ask(model, data), logits) and asked == [5, 5]
     assert torch.equal(ask(model, data), logits) and asked == [5, 5]
+
+
+def test_a_teacher_that_was_stopped_is_asked_for_the_rest(model, tmp_path, asked, monkeypatch):
+    monkeypatch.setattr("utils.training.teacher.PART", 2)
+    data = make_data(tmp_path)
+    counting = teacher.predict
+
+    def stop_at_the_third(*arguments):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return counting(*arguments)
+
+    monkeypatch.setattr("utils.training.teacher.predict", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        ask(model, data)
+    monkeypatch.setattr("utils.training.teacher.predict", counting)
+    logits = ask(model, data)
+    assert asked == [2, 2, 1]
+    torch.testing.assert_close(logits, predict(model, data.splits["train"], Accelerator(cpu=True), ""))
+
+
+@pytest.mark.parametrize(
+    ("kd_loss", "temperature"), [("mse", 1.0), ("soft_cross_entropy", 1.0), ("soft_cross_entropy", 3.0)]
+)
+def test_a_students_loss_is_the_mean_of_those_against_each_teacher(kd_loss, temperature):
+    """But for a constant, so that its gradients are theirs."""
+    torch.manual_seed(0)
+    teachers = [scale * torch.randn(7, 4) + 5 for scale in (1, 2, 8)]
+    student = torch.randn(7, 4, requires_grad=True)
+    loss = KD_LOSSES[kd_loss]
+    each = torch.stack([loss(student, logits, temperature) for logits in teachers]).mean(0)
+    (expected,) = torch.autograd.grad(each.sum(), student)
+    mean = mean_of_teachers(teachers, kd_loss, temperature)
+    (gradient,) = torch.autograd.grad(loss(student, mean, temperature).sum(), student)
+    torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_mean_of_probabilities():
+    """Two that are sure of different labels are, together, sure of none; by mse the one with larger logits wins."""
+    sure = [torch.tensor([[9.0, -9.0]]), torch.tensor([[-5.0, 5.0]])]
+    probabilities = mean_of_teachers(sure, "soft_cross_entropy", 1.0).softmax(-1)
+    torch.testing.assert_close(probabilities, torch.tensor([[0.5, 0.5]]), atol=1e-4, rtol=0)
+    assert mean_of_teachers(sure, "mse", 1.0).tolist() == [[2.0, -2.0]]
+    assert mean_of_teachers(sure[:1], "soft_cross_entropy", 2.0) is sure[0]

@@ -1,7 +1,7 @@
 """Data sets: rows of `utils.data.texts` -> tokenized Arrow tables -> batches of rows of about the same length.
 
 preprocess.py writes, beside a data folder's files, label.txt (one label a line, in the order of their ids) and
-tokenized/, which the other scripts read.
+tokenized/, which the other scripts read. `utils.data.teacher_rows` writes further folders like tokenized/.
 """
 
 import filecmp
@@ -40,6 +40,7 @@ from utils.system.files import atomic_file, write_json
 from utils.system.launcher import atomic_folder_of_all, join_processes, together
 from utils.system.pool import chunks, map_in_processes
 
+TOKENIZED = "tokenized"  # the folder of preprocess.py
 CHUNK = 10_000  # rows tokenized at a time
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "label": pa.int32()})
 
@@ -63,6 +64,8 @@ def tokenize_data(
     progress,
     num_proc: int = 1,
     names: Columns = NAMES,
+    folder_name: str = TOKENIZED,
+    other_mask: tuple[str, str] | None = None,
 ) -> tuple[dict[str, int], dict]:
     """Tokenize the files into data_dir/tokenized, without padding, and write data_dir/label.txt.
 
@@ -74,6 +77,8 @@ def tokenize_data(
             first).
         num_proc: processes that each of those makes to tokenize; one uses all cores for a part of the work.
         progress: called as `progress(rows, total, split)`; returns an iterator over the same rows (a tqdm bar).
+        folder_name: another name than `tokenized`; label.txt is then left as it is.
+        other_mask: the mask token that stands in augmented rows, and the one that takes its place.
 
     Returns:
         The labels with their numbers of rows in train; and for each split its number of rows, mean and longest length
@@ -81,11 +86,11 @@ def tokenize_data(
         among all but the special ones; empty but in the first process.
 
     Raises:
-        UserError: as `read_labels`, or data_dir/tokenized is something else, or another process failed.
+        UserError: as `read_labels`, or the folder is something else, or another process failed.
     """
     label_counts, counts = read_labels(data_dir, names)
     labels = list(label_counts)
-    target = data_dir / "tokenized"
+    target = data_dir / folder_name
     if target.exists() and not (target / "meta.json").exists():
         raise UserError(f"{target} is not a data set of this project: move it away")
     summary: dict[str, dict] = {}
@@ -96,7 +101,10 @@ def tokenize_data(
         for split in splits:
             shards = [folder / f"{split}.{i}.arrow" for i in range(state.num_processes)]
             with together(state):
-                rows = progress(read_rows(split_path(data_dir, split), names), counts[split], split)
+                rows = read_rows(split_path(data_dir, split), names)
+                if other_mask and split == AUGMENTED:
+                    rows = _with_mask(rows, *other_mask)
+                rows = progress(rows, counts[split], split)
                 own = itertools.islice(chunks(rows, CHUNK), state.process_index, None, state.num_processes)
                 _write_batches(shards[state.process_index], map_in_processes(tokenize_chunk, own, num_proc))
             if state.is_main_process:
@@ -109,35 +117,40 @@ def tokenize_data(
                 "tokenizer": tokenizer_fingerprint(tokenizer),
                 "texts_a_row": len(next(read_rows(split_path(data_dir, "train"), names))[0]),
                 "texts": {split: file_hash(split_path(data_dir, split)) for split in splits},
+                "columns": names._asdict(),
             }
             write_json(folder / "meta.json", meta)
             _copy_teachers_logits(target, folder, splits)
-            with atomic_file(data_dir / "label.txt") as temporary:
-                temporary.write_text("".join(label + "\n" for label in labels), encoding="utf-8")
+            if folder_name == TOKENIZED:
+                with atomic_file(data_dir / "label.txt") as temporary:
+                    temporary.write_text("".join(label + "\n" for label in labels), encoding="utf-8")
     return label_counts, summary
 
 
-def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> Data:
+def load_data(
+    data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int, folder_name: str = TOKENIZED
+) -> Data:
     """Open the tokenized data set of a data folder.
 
     Raises:
         UserError: it is missing or damaged, or was made with another tokenizer, n_ctx or other texts.
     """
     data_dir = Path(data_dir)
+    folder = data_dir / folder_name
     again = "run preprocess.py again"
     try:
-        meta = json.loads((data_dir / "tokenized" / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         made_with = (meta["n_ctx"], meta["tokenizer"])
         # Only these names: they become paths.
         names = [*SPLITS, AUGMENTED] if AUGMENTED in meta["texts"] else SPLITS
         labels, hashes = meta["labels"], {split: meta["texts"][split] for split in names}
-        splits = {split: datasets.Dataset.from_file(str(data_dir / "tokenized" / f"{split}.arrow")) for split in hashes}
+        splits = {split: datasets.Dataset.from_file(str(folder / f"{split}.arrow")) for split in hashes}
     except FileNotFoundError as error:
         raise UserError(
             f"{data_dir} holds no tokenized data set: run preprocess.py with this data_dir first"
         ) from error
     except Exception as error:  # whatever a damaged Arrow file provokes
-        raise UserError(f"{data_dir / 'tokenized'} is damaged ({type(error).__name__}): {again}") from error
+        raise UserError(f"{folder} is damaged ({type(error).__name__}): {again}") from error
     if made_with[0] != n_ctx:
         raise UserError(f"{data_dir} was tokenized with n_ctx {made_with[0]} but the config says {n_ctx}: {again}")
     if made_with[1] != tokenizer_fingerprint(tokenizer):
@@ -147,7 +160,26 @@ def load_data(data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: i
         if path.exists() and file_hash(path) != hashes[split]:
             raise UserError(f"{path} has changed since it was tokenized: {again}")
     fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    return Data(labels, splits, data_dir / "tokenized", fingerprint, hashes, meta.get("texts_a_row"))
+    return Data(labels, splits, folder, fingerprint, hashes, meta.get("texts_a_row"))
+
+
+def columns_of(data: Data) -> Columns:
+    """The columns that preprocess.py read the texts and labels from; the usual ones where it did not write that down.
+
+    Raises:
+        UserError: it did not, and the files have columns with names.
+    """
+    data_dir = data.folder.parent
+    columns = json.loads((data.folder / "meta.json").read_text(encoding="utf-8")).get("columns")
+    if columns:
+        return Columns(tuple(columns["texts"]), columns["label"])
+    for path in (split_path(data_dir, split) for split in data.hashes):
+        if path.suffix != ".txt":
+            raise UserError(
+                f"{data.folder} does not say which columns of {path.name} hold the texts and labels, as an older "
+                "version wrote it: run preprocess.py again"
+            )
+    return NAMES
 
 
 def check_same_rows(data: Data, other: Data, splits: list[str]) -> None:
@@ -246,6 +278,10 @@ def _tokenized_chunk(backend: Tokenizer, labels: list[str], n_ctx: int, rows: li
     encoded = tokenize(prepare_tokenizer(backend), texts, n_ctx)
     columns = [[ids for ids, _ in encoded], [types for _, types in encoded], [label_ids[label] for _, label in rows]]
     return pa.record_batch(columns, schema=SCHEMA)
+
+
+def _with_mask(rows: Iterable[TextRow], mask: str, other_mask: str) -> Iterator[TextRow]:
+    return ((tuple(text.replace(mask, other_mask) for text in texts), label) for texts, label in rows)
 
 
 def _write_batches(path: Path, batches: Iterable[pa.RecordBatch]) -> None:

@@ -1,11 +1,14 @@
 """What a checkpoint says without its weights: its config.json, its labels and its tokenizer."""
 
+import csv
 import hashlib
+import io
 import json
+import shlex
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from utils.models.config import Config
+from utils.models.config import CLASSIFIERS, Config
 from utils.models.families import FAMILIES, num_positions
 from utils.models.folder import MEND, check_folder
 from utils.models.tokenizer import check_tokenizer, read_tokenizer, telling_ids
@@ -56,8 +59,70 @@ def load_hub_config(name_or_path: str, flag: str, config: Config, allow_hub_name
     return hub_config
 
 
-def check_labels(hub_config: PretrainedConfig, labels: list[str], name_or_path: str, flag: str) -> None:
+def config_of_checkpoint(name_or_path: str, flag: str, n_ctx: int, allow_hub_name: bool = False) -> Config:
+    """What a file of configs/ would say of a checkpoint: its family, and n_ctx or, if fewer, its positions.
+
+    Raises:
+        UserError: as `read_hub_config`, or transformers has no classifier of its family, or it has too few positions.
+    """
+    hub_config = read_hub_config(name_or_path, flag, allow_hub_name)
+    if hub_config.model_type not in list(CLASSIFIERS):
+        raise UserError(
+            f"{flag}={name_or_path} is of the family {hub_config.model_type!r}, of which transformers has no sequence "
+            "classifier: use another checkpoint"
+        )
+    positions = num_positions(hub_config)
+    if positions is not None and positions < 4:
+        raise UserError(f"{flag}={name_or_path} has only {positions} positions by its config.json: correct it")
+    return Config(hub_config.model_type, n_ctx if positions is None else min(n_ctx, positions))
+
+
+def label_columns(
+    hub_config: PretrainedConfig,
+    labels: list[str],
+    names: list[str] | None,
+    name_or_path: str,
+    flag: str,
+    names_flag: str,
+) -> list[int]:
+    """Which of a classifier's outputs is that of each of the data set's labels, by their numbers.
+
+    Args:
+        names: the data set's label for each output; without them, the checkpoint's own labels must be the data set's,
+            in the same order.
+        names_flag: the option that gave `names`, for errors.
+
+    Raises:
+        UserError: as `check_labels`, or `names` are not the data set's labels, each once.
+    """
+    if names is None:
+        check_labels(hub_config, labels, name_or_path, flag, names_flag)
+        return list(range(len(labels)))
+    named, given, own_labels = f"{flag}={name_or_path}", f"{names_flag}={joined_labels(names)}", labels_of(hub_config)
+    if len(own_labels) != len(labels):
+        raise UserError(_other_number(named, own_labels, labels))
+    if len(names) != len(own_labels):
+        raise UserError(
+            f"{given} has {len(names)} labels but {named} has {len(own_labels)} outputs ({_shown(own_labels)}): give "
+            "the data set's label for each of them, in this order"
+        )
+    if unknown := [name for name in names if name not in labels]:
+        raise UserError(
+            f"{given}: {unknown[0]!r} is not a label of the data set, which has {_shown(labels)}: give these"
+        )
+    if len(set(names)) < len(names):
+        missing = [label for label in labels if label not in names]
+        raise UserError(f"{given} has a label twice, and {_shown(missing)} not at all: give each label once")
+    return [names.index(label) for label in labels]
+
+
+def check_labels(
+    hub_config: PretrainedConfig, labels: list[str], name_or_path: str, flag: str, names_flag: str | None = None
+) -> None:
     """Check that a checkpoint's labels are the data set's, in the same order.
+
+    Args:
+        names_flag: the option that says which label each output is, if the script has one.
 
     Raises:
         UserError: they are not.
@@ -75,8 +140,20 @@ def check_labels(hub_config: PretrainedConfig, labels: list[str], name_or_path: 
         )
     if own_labels == labels:
         return
+    if len(own_labels) != len(labels):
+        raise UserError(_other_number(named, own_labels, labels))
     differ = f"{named} was trained for the labels {_shown(own_labels)} but the data set has {_shown(labels)}"
-    if len(own_labels) != len(labels) or set(own_labels) == set(labels):
+    if names_flag and (names := _plain_names(own_labels, labels)):
+        raise UserError(
+            f"{differ}: if its outputs mean what their names say, give {names_flag}={joined_labels(names)}, the data "
+            "set's label for each of them"
+        )
+    if names_flag:
+        raise UserError(
+            f"{differ}: give the data set's label for each of its outputs, in its own order, such as "
+            f"{names_flag}={joined_labels(labels[:8])}{',...' * (len(labels) > 8)}, if that is what they mean"
+        )
+    if set(own_labels) == set(labels):
         raise UserError(f"{differ}: use the data set it was trained on, or train it again")
     example = json.dumps({str(i): label for i, label in enumerate(labels[:8])}, ensure_ascii=False)
     raise UserError(
@@ -108,7 +185,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def check_same_tokenizer(student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast) -> None:
-    """A student learns from its teacher's logits on the same token ids, so both must tokenize alike.
+    """Check that a student and its teacher tokenize alike, as losses that compare token by token need.
 
     Raises:
         UserError: they do not.
@@ -116,14 +193,37 @@ def check_same_tokenizer(student: PreTrainedTokenizerFast, teacher: PreTrainedTo
     if tokenizer_fingerprint(student) != tokenizer_fingerprint(teacher):
         raise UserError(
             "the tokenizers of teacher and student differ: use a student with its teacher's vocabulary and casing, "
-            "made from it by `prune.py --keep_layers` for one, or give fastformers.py the rows in the teacher's tokens "
-            "too (--teacher_data_dir)"
+            "made from it by `prune.py --keep_layers` for one, or name no teacher here: fastformers.py tokenizes for "
+            "such a one by itself"
         )
 
 
 def labels_of(hub_config: PretrainedConfig) -> list[str]:
     """A checkpoint's label strings in the order of their ids."""
     return [str(hub_config.id2label[i]) for i in sorted(hub_config.id2label)]
+
+
+def joined_labels(labels: list[str]) -> str:
+    """Labels as an option of `utils.arguments.label_list` takes them, for a shell."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(labels)
+    return shlex.quote(line.getvalue())
+
+
+def _other_number(named: str, own_labels: list[str], labels: list[str]) -> str:
+    return (
+        f"{named} was trained for the labels {_shown(own_labels)} but the data set has {_shown(labels)}: use the data "
+        "set it was trained on, or train it again"
+    )
+
+
+def _plain_names(own_labels: list[str], labels: list[str]) -> list[str] | None:
+    """The label that each of a checkpoint's plainly means: the same but for case, or its number after LABEL_."""
+    by_name = {label.casefold(): label for label in labels}
+    folded = [label.casefold() for label in own_labels]
+    names = [by_name.get(label, by_name.get(label.removeprefix("label_"))) for label in folded]
+    plain = [name for name in names if name is not None]
+    return plain if len(plain) == len(set(plain)) == len(labels) else None
 
 
 def _shown(labels: list[str]) -> str:

@@ -1,7 +1,9 @@
-"""What a teacher says of every row: computed once, and kept beside the tokenized data."""
+"""What teachers say of every row: computed once, kept beside the tokenized data of each, and put together."""
 
 import logging
+import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -9,9 +11,10 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from utils.data.tables import Data
+from utils.data.teacher_rows import rows_of_teacher
 from utils.models.classifier import fingerprint
 from utils.system.files import atomic_file
 from utils.training.resume import hardware
@@ -20,6 +23,42 @@ from utils.training.scoring import predict
 logger = logging.getLogger(__name__)
 
 PART = 20_000  # rows; so many at most are asked for again after an interruption
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher, and how its rows and its outputs go with those of the data set."""
+
+    name: str  # its checkpoint
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    n_ctx: int  # the longest row that it reads, in its own tokens
+    columns: list[int]  # its output for each of the data set's labels
+    rows: Data | None  # what it reads; None where that is still to be tokenized
+
+
+def answers(
+    teachers: list[Teacher], data: Data, student: PreTrainedTokenizerFast, splits: list[str], accelerator: Accelerator
+) -> list[dict[str, torch.Tensor]]:
+    """Each teacher's logits for every row of the splits, as of `teacher_logits`, in the order of the data's labels.
+
+    Empties the list: a model that nobody else holds is freed before the next one goes to the device.
+
+    Args:
+        student: the tokenizer that the texts of `data` were tokenized with.
+
+    Raises:
+        UserError: as `rows_of_teacher`.
+    """
+    logits = []
+    while teachers:
+        teacher = teachers.pop(0)
+        rows = teacher.rows or rows_of_teacher(data, student, teacher.tokenizer, teacher.n_ctx)
+        teacher.model.to(accelerator.device)
+        logits.append(
+            {split: teacher_logits(teacher.model, rows, split, accelerator)[:, teacher.columns] for split in splits}
+        )
+    return logits
 
 
 def teacher_logits(teacher: PreTrainedModel, data: Data, split: str, accelerator: Accelerator) -> torch.Tensor:
@@ -36,6 +75,22 @@ def teacher_logits(teacher: PreTrainedModel, data: Data, split: str, accelerator
         shown = f"teacher on {split}" + (f", part {i + 1} of {len(parts)}" if len(parts) > 1 else "")
         logits.append(_logits_of_part(teacher, part, data.folder / f"{name}-{i}.safetensors", accelerator, shown))
     return torch.cat(logits)
+
+
+def mean_of_teachers(logits: list[torch.Tensor], kd_loss: str, temperature: float) -> torch.Tensor:
+    """Put the logits of several teachers, each [rows, labels], together into one such tensor.
+
+    A student's loss against the result is, but for a constant, the mean of its losses against each teacher. For `mse`
+    that is the mean of their logits, which is the geometric mean of their predictive distributions; for
+    `soft_cross_entropy` the logits of the mean of their probabilities, taken at the temperature, the arithmetic mean.
+    Both are Hinton et al.'s (2015, section 1) for an ensemble. The first weighs a teacher more the larger its logits.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    if kd_loss == "mse":
+        return torch.stack(logits).mean(0)
+    log_probabilities = (torch.stack(logits) / temperature).log_softmax(-1)
+    return temperature * (log_probabilities.logsumexp(0) - math.log(len(logits)))
 
 
 def _logits_of_part(
