@@ -21,6 +21,7 @@ from utils.measuring.ladder import Measurement
 from utils.measuring.timing import timed_in_turns
 from utils.models.classifier import load_model
 from utils.models.config import Config
+from utils.runtime_folder import is_cascade
 from utils.system.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
@@ -148,7 +149,8 @@ def _open_graph(path: str, setting: Setting, has_instances: bool) -> Rung:
     labels = setting.data.labels
     run = open_onnx(path, setting.num_threads, labels)
     open_instance = partial(open_onnx, path, 1, labels) if has_instances else None
-    return Rung(run, partial(_single_row, setting), *onnx_size(path), open_instance=open_instance)
+    size, is_step = onnx_size(path), not is_cascade(path)
+    return Rung(run, partial(_single_row, setting), *size, is_step=is_step, open_instance=open_instance)
 
 
 def _open_bert_base(path: str, setting: Setting) -> Rung:
