@@ -8,11 +8,12 @@ like any other. A stage answers the texts of which its answer's probability is a
 that is fitted on valid; the last stage answers the others.
 
 Every stage runs over the rows of valid, one at a time, in turns. Thresholds are then chosen for all stages together, by
-one of three aims. --max_accuracy_drop=0.01 takes the fastest cascade that loses at most 0.01 of the last model's
-accuracy, in 95 % of the bootstrap's resamples of valid: what is lost on average is less. --max_asked=0.2 takes the most
-accurate that passes on at most a fifth of the rows, --target_speedup=3 the most accurate that is three times as fast as
-the last model. Where the data folder holds a file of texts without labels, unlabelled.txt, .csv, .tsv, .jsonl or
-.parquet, they say how many answers differ from the last model's.
+one of three aims; a stage without which the cascade is better is left out. --max_accuracy_drop=0.01 takes the fastest
+cascade that loses at most 0.01 of the last model's accuracy, in 95 % of the bootstrap's resamples of valid: what is lost
+on average is less. --max_asked=0.2 takes the most accurate that passes on at most a fifth of the rows,
+--target_speedup=3 the most accurate that is three times as fast as the last model. Where the data folder holds a file
+of texts without labels, unlabelled.txt, .csv, .tsv, .jsonl or .parquet, they say how many answers differ from the last
+model's.
 
 Into --output_dir go the stages' folders, config.json, a model card, and the frontier, that is all cascades than which
 none is as accurate and faster, as frontier.json, .png and .svg.
@@ -21,7 +22,9 @@ none is as accurate and faster, as frontier.json, .png and .svg.
 import argparse
 import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import utils.system.environment  # isort: skip  # noqa: F401
@@ -39,7 +42,7 @@ from utils.arguments import (
     text_columns,
 )
 from utils.data.texts import Columns, read_rows, split_path
-from utils.data.tokenization import Text
+from utils.data.tokenization import Text, TokenRow
 from utils.data.unlabelled import has_columns, read_columns, read_lines
 from utils.export.cascade_dir import check_cascade_dir, write_cascade_dir
 from utils.measuring.calibration import fit_temperature
@@ -132,9 +135,14 @@ def read_unlabelled(data_dir: Path, columns: Columns, model: Predictor) -> list[
 def measure_stages(models: list[Predictor], texts: list[Text]) -> tuple[list[np.ndarray], np.ndarray]:
     """Every stage's logits [rows, labels], and its milliseconds of each row, float [stages, rows]."""
     rows = [model.encode(texts) for model in models]
-    engines = [lambda row, model=model: model.run([row], [], 1)[0] for model in models]
+    engines: list[Callable] = [partial(stage_logits, model) for model in models]
     logits, milliseconds = timed_in_turns(engines, [own.__getitem__ for own in rows], len(texts))
     return logits, np.array([np.concatenate(turns) for turns in milliseconds])
+
+
+def stage_logits(model: Predictor, row: TokenRow) -> np.ndarray:
+    """A model's logits [1, labels] of one row."""
+    return model.run([row], [], 1)[0]
 
 
 def stage_results(logits: list[np.ndarray], temperatures: list[float], milliseconds: np.ndarray) -> StageResults:
@@ -154,38 +162,41 @@ def unlabelled_results(models: list[Predictor], texts: list[Text], temperatures:
     return stage_results(logits, temperatures, np.zeros((len(models), len(texts))))
 
 
-def table(names: list[str], singles: list[Candidate], cascades: list[Candidate], chosen: Candidate) -> str:
-    """The models alone and the cascades as aligned text."""
-    rows = []
-    for name, one in [*zip(names, singles, strict=True), *((None, one) for one in cascades)]:
-        rows.append(
-            [
-                name or ", ".join(f"{threshold:.3f}" for threshold in one.thresholds),
-                "" if name else " ".join(f"{100 * share:.0f}" for share in one.shares),
-                f"{one.accuracy:.4f}",
-                "-".join(f"{limit:.3f}" for limit in one.accuracy_range),
-                f"{one.difference:+.4f}",
-                f"{one.lowest_difference:+.4f}",
-                "" if one.disagreement is None else f"{100 * one.disagreement:.1f}",
-                f"{one.mean_ms:.3f}",
-                f"{one.p50_ms:.3f}",
-                f"{one.p99_ms:.3f}",
-                "*" * (not name and one == chosen),
-            ]
-        )
-    header = ["thresholds", "% answered by each", "accuracy", "95 % range", "difference", "at least"]
-    header += ["% changed", "mean ms", "p50 ms", "p99 ms", "chosen"]
-    return aligned_table(header, rows)
+def stage_names(one: Candidate, names: list[str]) -> str:
+    """The stages of a cascade, with their thresholds, as text."""
+    thresholds = [f" {threshold:.4f} > " for threshold in one.thresholds] + [""]
+    return "".join(names[number] + threshold for number, threshold in zip(one.members, thresholds, strict=True))
+
+
+def table(names: list[str], shown: list[Candidate], chosen: Candidate) -> str:
+    """Models alone and cascades as aligned text."""
+    rows = [
+        [
+            stage_names(one, names),
+            " ".join(f"{100 * share:.0f}" for share in one.shares),
+            f"{one.accuracy:.4f}",
+            "-".join(f"{limit:.3f}" for limit in one.accuracy_range),
+            f"{one.difference:+.4f}",
+            f"{one.lowest_difference:+.4f}",
+            "" if one.disagreement is None else f"{100 * one.disagreement:.1f}",
+            f"{one.mean_ms:.3f}",
+            f"{one.p50_ms:.3f}",
+            f"{one.p99_ms:.3f}",
+            "*" * (one == chosen),
+        ]
+        for one in shown
+    ]
+    header = ["stages, with thresholds", "% answered", "accuracy", "95 % range", "difference", "at least"]
+    return aligned_table([*header, "% changed", "mean ms", "p50 ms", "p99 ms", "chosen"], rows)
 
 
 def sentences(chosen: Candidate, singles: list[Candidate], names: list[str], num_rows: int) -> tuple[str, str | None]:
     """What was chosen and how sure it is; and, where one model alone does as well, that it does."""
     last = singles[-1]
     rule = (
-        f"Thresholds {', '.join(f'{threshold:.4f}' for threshold in chosen.thresholds)}: on {num_rows} rows of valid "
-        f"{100 * chosen.asked:.1f} % are passed on, accuracy {chosen.accuracy:.4f} ({chosen.difference:+.4f} against "
-        f"{names[-1]}, in 95 % of the resamples at least {chosen.lowest_difference:+.4f}), "
-        f"{last.mean_ms / chosen.mean_ms:.2f} times as fast as {names[-1]}."
+        f"{stage_names(chosen, names)}: on {num_rows} rows of valid {100 * chosen.asked:.1f} % are passed on, accuracy "
+        f"{chosen.accuracy:.4f} ({chosen.difference:+.4f} against {names[-1]}, in 95 % of the resamples at least "
+        f"{chosen.lowest_difference:+.4f}), {last.mean_ms / chosen.mean_ms:.2f} times as fast as {names[-1]}"
     )
     for name, single in zip(names, singles, strict=True):
         if single.accuracy >= chosen.accuracy and single.mean_ms <= chosen.mean_ms:
@@ -194,6 +205,31 @@ def sentences(chosen: Candidate, singles: list[Candidate], names: list[str], num
                 f"cascade ({chosen.accuracy:.4f}, {chosen.mean_ms:.3f} ms)"
             )
     return rule, None
+
+
+def write_result(
+    path: str, stages: list[StageFolder], measured: list[Candidate], singles: list[Candidate], chosen: Candidate,
+    names: list[str], machine: dict[str, object], num_rows: int,
+) -> None:  # fmt: skip
+    """Print the frontier, say what was chosen, and write the cascade's folder."""
+    best = frontier(measured)
+    thinned = {best[i] for i in np.unique(np.linspace(0, len(best) - 1, SHOWN).astype(int))} | {chosen}
+    text = table(names, [*singles, *sorted(thinned, key=lambda one: one.mean_ms)], chosen)
+    print(text)
+    rule, alone_is_enough = sentences(chosen, singles, names, num_rows)
+    logger.info("[Chosen] : %s", rule)
+    if alone_is_enough:
+        logger.warning("[Not worth it] : %s", alone_is_enough)
+    unused = [name for number, name in enumerate(names) if number not in chosen.members]
+    if unused:
+        logger.info("[Left out] : %s, without which it is better", ", ".join(unused))
+    alone = {name: asdict(one) for name, one in zip(names, singles, strict=True)}
+    details = {"chosen": asdict(chosen), "models": alone, "frontier": [asdict(one) for one in best]}
+    points = [(name, one.mean_ms, 100 * one.accuracy) for name, one in zip(names, singles, strict=True)]
+    line = [(one.mean_ms, 100 * one.accuracy) for one in best]
+    figure = frontier_figure(points, line, (chosen.mean_ms, 100 * chosen.accuracy))
+    origin = {"machine": machine, "rows": num_rows, "asked": chosen.asked}
+    write_cascade_dir(path, stages, origin, rule, text, details, figure)
 
 
 def main() -> None:
@@ -220,29 +256,12 @@ def main() -> None:
         target_speedup=args.target_speedup,
     )
 
-    best = frontier(measured)
-    shown = [best[i] for i in np.unique(np.linspace(0, len(best) - 1, SHOWN).astype(int))]
-    shown = sorted({*shown, chosen}, key=lambda one: one.mean_ms)
-    text = table(names, singles, shown, chosen)
-    print(text)
-    rule, warning = sentences(chosen, singles, names, len(true))
-    logger.info("[Chosen] : %s", rule)
-    if warning:
-        logger.warning("[Not worth it] : %s", warning)
-
-    machine = describe_machine() | {"num_threads": args.num_threads}
-    thresholds = [*chosen.thresholds, 0.0]
     stages = [
-        StageFolder(folder.model, temperature, threshold)
-        for folder, temperature, threshold in zip(folders, temperatures, thresholds, strict=True)
+        StageFolder(folders[number].model, temperatures[number], threshold)
+        for number, threshold in zip(chosen.members, [*chosen.thresholds, 0.0], strict=True)
     ]
-    alone = {name: asdict(one) for name, one in zip(names, singles, strict=True)}
-    details = {"chosen": asdict(chosen), "models": alone, "frontier": [asdict(one) for one in best]}
-    points = [(name, one.mean_ms, 100 * one.accuracy) for name, one in zip(names, singles, strict=True)]
-    line = [(one.mean_ms, 100 * one.accuracy) for one in best]
-    figure = frontier_figure(points, line, (chosen.mean_ms, 100 * chosen.accuracy))
-    origin = {"machine": machine, "rows": len(true), "asked": chosen.asked}
-    write_cascade_dir(args.output_dir, stages, origin, rule, text, details, figure)
+    machine = describe_machine() | {"num_threads": args.num_threads}
+    write_result(args.output_dir, stages, measured, singles, chosen, names, machine, len(true))
 
 
 if __name__ == "__main__":

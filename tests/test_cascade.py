@@ -32,7 +32,7 @@ def test_the_whole_way(trained, stages):
     out = trained.folder / "models/cascade"
     arguments = [*stages, f"--data_dir={trained.data}", f"--output_dir={out}", "--num_threads=1"]
     code, stderr = trained.script("cascade", *arguments, "--max_asked=0.5")
-    assert code == 0 and "[Chosen] : Thresholds " in stderr, stderr
+    assert code == 0 and "[Chosen] : small " in stderr, stderr
     names = {path.name for path in out.iterdir()}
     assert names == {"config.json", "README.md", "frontier.json", "frontier.png", "frontier.svg", "stage-0", "stage-1"}
     config = json.loads((out / "config.json").read_text())

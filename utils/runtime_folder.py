@@ -6,7 +6,7 @@ Two kinds: a model's, by quantize.py, and a cascade's, by cascade.py, which hold
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from tokenizers import Tokenizer
 
@@ -56,8 +56,8 @@ def read_stages(path: str | Path) -> tuple[list[StageFolder], bool]:
     """
     folder = Path(path)
     config = _read_json(folder / "config.json")
-    own = config.get("fastformers")
-    stages = own.get("cascade") if isinstance(own, dict) else None
+    own = config["fastformers"] if isinstance(config["fastformers"], dict) else {}
+    stages = own.get("cascade")
     if stages is None:
         return [StageFolder(_read_model(folder, config), 1.0, 0.0)], False
     return _read_cascade(folder, stages, own.get("files")), True
@@ -90,14 +90,13 @@ def _read_cascade(folder: Path, stages: Any, hashes: Any) -> list[StageFolder]:
         raise UserError(f"{path}: fastformers.cascade must list the stages, and files their hashes: {CASCADE_AGAIN}")
     read: list[StageFolder] = []
     for number, stage in enumerate(stages):
-        name, temperature, threshold = (
-            stage.get(key) if isinstance(stage, dict) else None for key in ("folder", "temperature", "threshold")
-        )
+        entry: dict[str, Any] = stage if isinstance(stage, dict) else {}
+        name, temperature, threshold = entry.get("folder"), entry.get("temperature"), entry.get("threshold")
         if not isinstance(name, str) or Path(name).name != name or f"{name}/config.json" not in hashes:
             raise UserError(f"{path}: stage {number} must name a folder in this one: {CASCADE_AGAIN}")
-        if type(temperature) not in (int, float) or not 0 < temperature < float("inf"):
+        if not _is_number(temperature) or not 0 < temperature < float("inf"):
             raise UserError(f"{path}: stage {number} has temperature {temperature!r}, not above 0: {CASCADE_AGAIN}")
-        if type(threshold) not in (int, float) or not 0 <= threshold <= 1:
+        if not _is_number(threshold) or not 0 <= threshold <= 1:
             raise UserError(f"{path}: stage {number} has threshold {threshold!r}, not from 0 to 1: {CASCADE_AGAIN}")
         _check_file(folder / name / "config.json", hashes[f"{name}/config.json"], CASCADE_AGAIN)
         model = _read_model(folder / name, _read_json(folder / name / "config.json"))
@@ -126,6 +125,10 @@ def check_stages_fit(models: list[ModelFolder]) -> None:
                 f"{other.path} takes {other.texts_a_row} text(s) a row but {first.path} takes {first.texts_a_row}: use "
                 "models that were trained on the same data set"
             )
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return type(value) in (int, float)
 
 
 def _few(labels: list[str]) -> str:

@@ -42,16 +42,26 @@ def by_rows(results: StageResults, true: np.ndarray, thresholds: tuple[float, ..
     return stages, right / len(true), milliseconds / len(true)
 
 
+def with_last(num_stages: int) -> list[tuple[int, ...]]:
+    return [
+        (*some, num_stages - 1)
+        for size in range(1, num_stages)
+        for some in itertools.combinations(range(num_stages - 1), size)
+    ]
+
+
 @pytest.mark.parametrize("num_stages", [2, 3, 4])
 def test_what_thresholds_give(num_stages):
     results, true = drawn(num_stages, 40)
     measured = candidates(results, true)
-    assert len({one.thresholds for one in measured}) == len(measured) > 100 * (num_stages > 2)
+    assert len({(one.members, one.thresholds) for one in measured}) == len(measured) > 100 * (num_stages > 2)
+    assert {one.members for one in measured} == set(with_last(num_stages))
     for one in measured[:: len(measured) // 40 + 1]:
-        stages, accuracy, mean_ms = by_rows(results, true, one.thresholds)
-        assert answering_stages(results.confidence, one.thresholds).tolist() == stages
+        own = StageResults(*(array[list(one.members)] for array in results))
+        stages, accuracy, mean_ms = by_rows(own, true, one.thresholds)
+        assert answering_stages(own.confidence, one.thresholds).tolist() == stages
         assert one.accuracy == pytest.approx(accuracy) and one.mean_ms == pytest.approx(mean_ms)
-        assert one.shares == pytest.approx(np.bincount(stages, minlength=num_stages) / 40)
+        assert one.shares == pytest.approx(np.bincount(stages, minlength=len(one.members)) / 40)
         assert one.asked == pytest.approx(np.mean(np.array(stages) > 0))
         assert one.difference == pytest.approx(accuracy - (results.answers[-1] == true).mean())
         assert one.lowest_difference <= one.difference and one.p50_ms <= one.p99_ms
@@ -63,11 +73,13 @@ def test_choices_are_the_best_of_all_that_there_are(num_stages, seed):
     """Of thresholds between any two confidences, where rows are so few that all of them are tried."""
     results, true = drawn(num_stages, 12, seed)
     last_ms = results.milliseconds[-1].mean()
-    every = []
-    for stage in results.confidence[:-1]:
-        values = np.sort(stage)
-        every.append([0.0, *((values[1:] + values[:-1]) / 2), 1.0])
-    tried = [by_rows(results, true, thresholds) for thresholds in itertools.product(*every)]
+    tried = []
+    for members in with_last(num_stages):
+        own, every = StageResults(*(array[list(members)] for array in results)), []
+        for stage in own.confidence[:-1]:
+            values = np.sort(stage)
+            every.append([0.0, *((values[1:] + values[:-1]) / 2), 1.0])
+        tried += [by_rows(own, true, thresholds) for thresholds in itertools.product(*every)]
     measured = candidates(results, true)
     assert len(measured) == len(tried)
 
@@ -138,7 +150,7 @@ def test_grid_of_many_rows_and_of_equal_ones():
     assert counts.min() > 50 and counts.max() < 150
     equal = results._replace(confidence=np.ones((3, 5000)))
     assert threshold_grid(equal.confidence) == [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)]
-    stages = {one.thresholds: one.shares for one in candidates(equal, true)}
+    stages = {one.thresholds: one.shares for one in candidates(equal, true) if len(one.members) == 3}
     assert stages[1.0, 1.0] == (0, 0, 1) and stages[0.0, 1.0] == (1, 0, 0) and stages[1.0, 0.0] == (0, 1, 0)
 
 
@@ -147,6 +159,16 @@ def test_single_models():
     for number, one in enumerate(single_models(results, true)):
         assert one.accuracy == pytest.approx((results.answers[number] == true).mean())
         assert one.mean_ms == pytest.approx(results.milliseconds[number].mean())
+        assert (one.members, one.thresholds, one.shares) == ((number,), (), (1.0,))
+        assert one.difference == pytest.approx(one.accuracy - (results.answers[-1] == true).mean())
+
+
+def test_a_stage_that_does_not_help_is_left_out():
+    """Here the second, which knows no more than the first."""
+    results, true = drawn(3, 300)
+    results.answers[1], results.confidence[1] = results.answers[0], results.confidence[0]
+    for aim in ({"max_accuracy_drop": 0.05}, {"max_asked": 0.3}, {"target_speedup": 2.0}):
+        assert choose(candidates(results, true), results.milliseconds[-1].mean(), **aim).members == (0, 2)
 
 
 def test_order():

@@ -19,7 +19,8 @@ pipeline_tag: text-classification
 
 # Text classifier, a cascade: {labels}
 
-{names}: each model labels the texts that those before it are not sure of. {rule}
+{names}: each model labels the texts that those before it are not sure of.
+{rule}.
 
     python predict.py THIS_FOLDER < texts.txt
 

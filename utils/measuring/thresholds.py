@@ -7,6 +7,7 @@ thresholds give is computed from what every stage says of every row, so that no 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -29,13 +30,14 @@ class StageResults(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """Thresholds, and what they give on the rows that they are chosen on. The names are the keys of frontier.json."""
+    """Stages with thresholds, and what they give on valid. The names are the keys of frontier.json."""
 
-    thresholds: tuple[float, ...]  # of every stage but the last
-    shares: tuple[float, ...]  # of the rows that each stage answers
+    members: tuple[int, ...]  # the stages that take part, by their numbers from 0
+    thresholds: tuple[float, ...]  # of each but the last of them
+    shares: tuple[float, ...]  # of the rows that each answers
     accuracy: float
     accuracy_range: tuple[float, float]  # of 95 % of the bootstrap's resamples
-    difference: float  # accuracy less that of the last stage
+    difference: float  # accuracy less that of the last of all stages
     lowest_difference: float  # in 95 % of the resamples it is more
     disagreement: float | None  # share of unlabelled rows with another answer than the last stage's
     mean_ms: float
@@ -83,7 +85,7 @@ def threshold_grid(confidence: np.ndarray) -> list[tuple[float, ...]]:
 
 
 def candidates(results: StageResults, true: np.ndarray, unlabelled: StageResults | None = None) -> list[Candidate]:
-    """What every combination of `threshold_grid` gives.
+    """What every combination of `threshold_grid` gives, with all stages, and with some of them and the last.
 
     The lowest difference is a bootstrap's over the rows with labels. Where more is known from unlabelled rows it is
     raised: no more accuracy is lost than answers are changed.
@@ -91,63 +93,61 @@ def candidates(results: StageResults, true: np.ndarray, unlabelled: StageResults
     Args:
         true: label ids, int [rows].
     """
-    bounds = _Bootstrap(len(true))
-    measured = []
-    for thresholds in threshold_grid(results.confidence):
-        stages = answering_stages(results.confidence, thresholds)
-        lowest, disagreement = None, None
-        if unlabelled is not None:
-            changed = _disagreements(unlabelled, thresholds)
-            disagreement = changed / unlabelled.answers.shape[1]
-            lowest = _Bootstrap(unlabelled.answers.shape[1]).lowest_difference(0, changed)
-        measured.append(_candidate(results, true, stages, thresholds, bounds, lowest, disagreement))
-    return measured
+    *others, last = range(len(results.confidence))
+    subsets = [(*some, last) for size in range(1, len(others) + 1) for some in itertools.combinations(others, size)]
+    return [
+        _candidate(results, true, members, thresholds, unlabelled)
+        for members in subsets
+        for thresholds in threshold_grid(results.confidence[list(members)])
+    ]
 
 
 def single_models(results: StageResults, true: np.ndarray) -> list[Candidate]:
-    """Every stage as if it answered all rows and was the only one."""
-    bounds, singles = _Bootstrap(len(true)), []
-    for number, milliseconds in enumerate(results.milliseconds):
-        alone = results._replace(milliseconds=np.zeros_like(results.milliseconds))
-        alone.milliseconds[number] = milliseconds
-        stages = np.full(len(true), number)
-        singles.append(_candidate(alone, true, stages, (), bounds, None, None))
-    return singles
+    """Every stage alone."""
+    return [_candidate(results, true, (number,), (), None) for number in range(len(results.confidence))]
 
 
 def _candidate(
     results: StageResults,
     true: np.ndarray,
-    stages: np.ndarray,
+    members: tuple[int, ...],
     thresholds: tuple[float, ...],
-    bounds: "_Bootstrap",
-    lowest: float | None,
-    disagreement: float | None,
+    unlabelled: StageResults | None,
 ) -> Candidate:
-    """What it gives if `stages`, int [rows], answer the rows.
-
-    Args:
-        lowest: the lowest difference as far as unlabelled rows tell.
-    """
-    rows, correct = np.arange(len(true)), results.answers == true
-    right, last = correct[stages, rows], correct[-1]
-    milliseconds = results.milliseconds.cumsum(0)[stages, rows]
-    gains, losses = int((right & ~last).sum()), int((last & ~right).sum())
-    is_last = bool((stages == len(correct) - 1).all()) and not any(threshold < 1 for threshold in thresholds)
-    known = 0.0 if is_last else bounds.lowest_difference(gains, losses)
+    stages, answers = _answers(results, members, thresholds)
+    num_rows, right, right_of_last = len(true), answers == true, results.answers[-1] == true
+    milliseconds = results.milliseconds[list(members)].cumsum(0)[stages, np.arange(num_rows)]
+    gains, losses = int((right & ~right_of_last).sum()), int((right_of_last & ~right).sum())
+    # Where the last stage answers all, it is the same by itself, not by these rows.
+    is_last = members[-1] == len(results.answers) - 1 and all(threshold == 1 for threshold in thresholds)
+    lowest = 0.0 if is_last else lowest_difference(num_rows, gains, losses)
+    disagreement = None
+    if unlabelled is not None:
+        changed = int((_answers(unlabelled, members, thresholds)[1] != unlabelled.answers[-1]).sum())
+        disagreement = changed / unlabelled.answers.shape[1]
+        lowest = max(lowest, lowest_difference(unlabelled.answers.shape[1], 0, changed))
     p50, p99 = np.percentile(milliseconds, [50, 99])
     return Candidate(
+        members=members,
         thresholds=thresholds,
-        shares=tuple((np.bincount(stages, minlength=len(correct)) / len(true)).tolist()),
+        shares=tuple((np.bincount(stages, minlength=len(members)) / num_rows).tolist()),
         accuracy=float(right.mean()),
-        accuracy_range=bounds.accuracy_range(int(right.sum())),
-        difference=(gains - losses) / len(true),
-        lowest_difference=known if lowest is None else max(known, lowest),
+        accuracy_range=accuracy_range(num_rows, int(right.sum())),
+        difference=(gains - losses) / num_rows,
+        lowest_difference=lowest,
         disagreement=disagreement,
         mean_ms=float(milliseconds.mean()),
         p50_ms=float(p50),
         p99_ms=float(p99),
     )
+
+
+def _answers(
+    results: StageResults, members: tuple[int, ...], thresholds: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `members` answers each row, and the answers, both int [rows]."""
+    stages = answering_stages(results.confidence[list(members)], thresholds)
+    return stages, results.answers[list(members)][stages, np.arange(len(stages))]
 
 
 def choose(
@@ -213,36 +213,22 @@ def check_order(names: list[str], results: StageResults, true: np.ndarray) -> li
     return warnings
 
 
-def _disagreements(results: StageResults, thresholds: Sequence[float]) -> int:
-    stages = answering_stages(results.confidence, thresholds)
-    answers = results.answers[stages, np.arange(len(stages))]
-    return int((answers != results.answers[-1]).sum())
+@cache
+def lowest_difference(num_rows: int, gains: int, losses: int) -> float:
+    """The 5th percentile of the mean over rows of which some count 1 (`gains`), some -1, the others 0, by a bootstrap.
 
-
-class _Bootstrap:
-    """Quantiles over resamples of rows with replacement.
-
-    They are drawn by the numbers of rows of each kind, as a mean depends on no more.
+    Resamples are drawn by the numbers of rows of each kind, as a mean depends on no more. One loss more than was seen
+    is assumed: a resample of rows without any would prove that there are none.
     """
+    losses_or_more = min(losses + 1, num_rows - gains)
+    shares = np.array([gains, losses_or_more, num_rows - gains - losses_or_more]) / num_rows
+    drawn = np.random.default_rng(0).multinomial(num_rows, shares, RESAMPLES)
+    return float(np.quantile(drawn[:, 0] - drawn[:, 1], 0.05) / num_rows)
 
-    def __init__(self, num_rows: int) -> None:
-        self.num_rows = num_rows
-        self.known: dict[tuple[int, int], float] = {}
 
-    def lowest_difference(self, gains: int, losses: int) -> float:
-        """The 5th percentile of the mean over rows of which some count 1 (`gains`), some -1, the others 0.
-
-        One loss more than was seen is assumed: a resample of rows without any would prove that there are none.
-        """
-        if (gains, losses) not in self.known:
-            losses_or_more = min(losses + 1, self.num_rows - gains)
-            shares = np.array([gains, losses_or_more, self.num_rows - gains - losses_or_more]) / self.num_rows
-            drawn = np.random.default_rng(0).multinomial(self.num_rows, shares, RESAMPLES)
-            self.known[gains, losses] = float(np.quantile(drawn[:, 0] - drawn[:, 1], 0.05) / self.num_rows)
-        return self.known[gains, losses]
-
-    def accuracy_range(self, num_correct: int) -> tuple[float, float]:
-        """The 2.5th and the 97.5th percentile of the accuracy."""
-        drawn = np.random.default_rng(0).binomial(self.num_rows, num_correct / self.num_rows, RESAMPLES)
-        low, high = np.quantile(drawn / self.num_rows, [0.025, 0.975])
-        return float(low), float(high)
+@cache
+def accuracy_range(num_rows: int, num_correct: int) -> tuple[float, float]:
+    """The 2.5th and the 97.5th percentile of the accuracy, by a bootstrap."""
+    drawn = np.random.default_rng(0).binomial(num_rows, num_correct / num_rows, RESAMPLES)
+    low, high = np.quantile(drawn / num_rows, [0.025, 0.975])
+    return float(low), float(high)
