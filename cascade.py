@@ -9,11 +9,10 @@ that is fitted on valid; the last stage answers the others.
 
 Every stage runs over the rows of valid, one at a time, in turns. Thresholds are then chosen for all stages together, by
 one of three aims; a stage without which the cascade is better is left out. --max_accuracy_drop=0.01 takes the fastest
-cascade that loses at most 0.01 of the last model's accuracy, in 95 % of the bootstrap's resamples of valid: what is lost
-on average is less. --max_asked=0.2 takes the most accurate that passes on at most a fifth of the rows,
---target_speedup=3 the most accurate that is three times as fast as the last model. Where the data folder holds a file
-of texts without labels, unlabelled.txt, .csv, .tsv, .jsonl or .parquet, they say how many answers differ from the last
-model's.
+cascade that loses at most 0.01 of the last model's accuracy in 95 % of the bootstrap's resamples of valid: on average
+it loses less. --max_asked=0.2 takes the most accurate that passes on at most a fifth of the rows, --target_speedup=3
+the most accurate that is three times as fast as the last model. Where the data folder holds a file of texts without
+labels, unlabelled.txt, .csv, .tsv, .jsonl or .parquet, they say how many answers differ from the last model's.
 
 Into --output_dir go the stages' folders, config.json, a model card, and the frontier, that is all cascades than which
 none is as accurate and faster, as frontier.json, .png and .svg.
