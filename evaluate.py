@@ -10,7 +10,8 @@ of one batch, one row by default. --use_fixed_seq_length pads every row to n_ctx
 --torch_int8 quantizes the checkpoint's Linear layers as PyTorch itself does.
 
 The calibration error says how far a probability can be trusted: 0.02 means that, of the answers with probability 0.9,
-about 88 or 92 % are right. The Brier score, from 0 to 2, is less where more answers are right and sure.
+about 88 or 92 % are right; "by chance" is what exact probabilities would show on as many rows. The Brier score, from 0
+to 2, is less where more answers are right and sure.
 
 --num_instances fills a CPU of many cores: so many processes, each pinned to --num_threads cores of its own, share the
 rows, and the throughput is that of all together, from the moment when every one is warmed up to the end of the last.
@@ -29,7 +30,7 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 
 from utils.arguments import add_checkpoint_options, add_data_options, add_device_option, positive_int, script_parser
 from utils.data.tables import batches_by_length, collate, lengths, load_data, row_labels
-from utils.measuring.calibration import brier_score, expected_calibration_error
+from utils.measuring.calibration import brier_score, calibration_error_by_chance, expected_calibration_error
 from utils.measuring.engines import Engine, checkpoint_bytes, onnx_size, open_onnx, open_pytorch
 from utils.measuring.instances import serve
 from utils.measuring.timing import WARMUP_BATCHES, latency_summary, timed
@@ -155,8 +156,9 @@ def log_result(result: dict) -> None:
     logger.info("[Accuracy] : %.4f, %5d/%5d", result["accuracy"], result["num_correct"], result["num_examples"])
     logger.info("[Macro F1] : %.4f", result["macro_f1"])
     logger.info(
-        "[Calibration] : expected calibration error %.4f, Brier score %.4f",
+        "[Calibration] : expected calibration error %.4f (%.4f by chance), Brier score %.4f",
         result["calibration_error"],
+        result["calibration_error_by_chance"],
         result["brier"],
     )
     elapsed = result["elapsed_ms"]
@@ -200,6 +202,7 @@ def main() -> None:
         "accuracy": float(accuracy_score(true, predicted)),
         "macro_f1": float(f1_score(true, predicted, labels=ids, average="macro", zero_division=0)),
         "calibration_error": expected_calibration_error(logits, true),
+        "calibration_error_by_chance": calibration_error_by_chance(logits),
         "brier": brier_score(logits, true),
         "num_correct": int((true == predicted).sum()),
         "num_examples": len(true),

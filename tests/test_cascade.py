@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from conftest import fails, snapshot
 from reference_model import FILES, LABELS, Reference, change_config, of_texts, random_texts, seal
 
 import cascade
+import utils.system.bars
 from utils.measuring.engines import cascade_engine, onnx_size
 from utils.runtime import Predictor
 
@@ -184,6 +186,14 @@ def test_a_stage_that_is_slower_and_worse(run, folders, milliseconds):
     assert snapshot(Path()) == before
     code, stderr = run(stages=folders[::-1])
     assert code == 0 and "[Order] : b (0." in stderr and "give the fastest first" in stderr, stderr
+
+
+def test_ctrl_c_at_work(run, monkeypatch):
+    monkeypatch.setattr(utils.system.bars, "tqdm", lambda *_, **options: signal.raise_signal(signal.SIGINT))
+    before = snapshot(Path())
+    code, stderr = run()
+    assert code == 130 and stderr.splitlines()[-1].startswith("cascade.py: stopped") and "Traceback" not in stderr
+    assert snapshot(Path()) == before
 
 
 def set_labels(folder: Path, labels: list[str]) -> None:

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from utils.measuring.calibration import brier_score, expected_calibration_error, fit_temperature
+from utils.measuring.calibration import (
+    brier_score,
+    calibration_error_by_chance,
+    expected_calibration_error,
+    fit_temperature,
+)
 from utils.runtime import softmax
 
 
@@ -45,6 +50,16 @@ def test_errors_by_hand():
     assert expected_calibration_error(logits, true) == pytest.approx((2 * 0.4 + 0.4 + 0.38) / 4)
     assert expected_calibration_error(logits, true, num_bins=1) == pytest.approx(abs(0.75 - 0.755))
     assert brier_score(logits, true) == pytest.approx((2 * 0.01 + 2 * 0.81 + 2 * 0.16 + 2 * 0.1444) / 4)
+
+
+def test_what_chance_makes_of_exact_probabilities():
+    """Less of more rows, and as much as of rows whose labels are drawn with these probabilities."""
+    few, many = drawn(1.0, 2, 500), drawn(1.0, 2, 20_000)
+    assert calibration_error_by_chance(many[0]) < 0.01 < calibration_error_by_chance(few[0]) < 0.05
+    errors = [
+        expected_calibration_error(*[part[start : start + 500] for part in many]) for start in range(0, 20_000, 500)
+    ]
+    assert calibration_error_by_chance(few[0]) == pytest.approx(np.mean(errors), rel=0.2)
 
 
 def test_sure_and_unsure_to_the_utmost():

@@ -10,6 +10,7 @@ from utils.runtime import softmax
 
 NUM_BINS = 15
 LARGEST_LOG_TEMPERATURE = 4.0
+CHANCE_DRAWS = 50
 
 
 def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
@@ -44,6 +45,17 @@ def expected_calibration_error(logits: np.ndarray, true: np.ndarray, num_bins: i
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
     gaps = np.bincount(bins, (logits.argmax(1) == true) - confidence, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(true))
+
+
+def calibration_error_by_chance(logits: np.ndarray) -> float:
+    """The mean `expected_calibration_error` of as many rows if the probabilities of the answers were exact.
+
+    It is not 0, as few rows are in a bin: about 0.02 of 1,000 rows. Only what an error has above it says something.
+    """
+    confidence, generator = softmax(logits.astype(np.float64)).max(1), np.random.default_rng(0)
+    answers = logits.argmax(1)
+    draws = [generator.random(len(answers)) < confidence for _ in range(CHANCE_DRAWS)]
+    return float(np.mean([expected_calibration_error(logits, np.where(right, answers, -1)) for right in draws]))
 
 
 def brier_score(logits: np.ndarray, true: np.ndarray) -> float:
