@@ -148,7 +148,15 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 		--output_dir=$(RUN)/models/$*
 	@touch $@
 
-$(RUN)/ladder.done: $(RUN)/int8-student.done $(RUN)/int8-pruned-medium.done $(RUN)/int8-pruned-small.done
+# The smallest model, which asks larger ones where it is not sure. Served by processes of one thread, so measured so.
+$(RUN)/cascade.done: $(RUN)/int8-pruned-small.done $(RUN)/int8-student.done $(RUN)/int8-teacher.done
+	$(PYTHON) cascade.py --data_dir=$(DATA) $(COLUMNS) \
+		$(RUN)/models/pruned-small $(RUN)/models/student $(RUN)/models/teacher \
+		--max_accuracy_drop=0.01 --output_dir=$(RUN)/models/cascade --num_threads=1
+	@touch $@
+
+$(RUN)/ladder.done: $(RUN)/int8-student.done $(RUN)/int8-pruned-medium.done $(RUN)/int8-pruned-small.done \
+		$(RUN)/cascade.done
 	$(PYTHON) report.py $(COMMON) $(COLUMNS) --output_dir=$(RUN)/ladder \
 		--rung "teacher, padded to n_ctx" pytorch_fixed $(RUN)/teacher \
 		--rung "+ dynamic length" pytorch $(RUN)/teacher \
@@ -157,6 +165,7 @@ $(RUN)/ladder.done: $(RUN)/int8-student.done $(RUN)/int8-pruned-medium.done $(RU
 		--rung "+ an instance a core" onnx_instances $(RUN)/models/student \
 		--rung "+ pruning, half of each layer" onnx_instances $(RUN)/models/pruned-medium \
 		--rung "+ pruning, 2 small layers" onnx_instances $(RUN)/models/pruned-small \
+		--rung "cascade, which asks larger models" onnx_instances $(RUN)/models/cascade \
 		--rung "TF-IDF, logistic regression" linear - \
 		--rung "BERT-base, random, padded" bert_base - > $(RUN)/ladder.txt
 	@touch $@

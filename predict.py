@@ -1,12 +1,16 @@
-"""Label texts with a model folder that quantize.py --output_dir wrote.
+"""Label texts with a model folder that quantize.py --output_dir wrote, or with a cascade of cascade.py.
 
     python predict.py my-model < texts.txt
     python predict.py my-model --input=tickets.csv --text_column=subject --format=jsonl --batch_size=64
 
 Each line is a text, or text_a<TAB>text_b where the model was trained on pairs, in UTF-8; of a .csv, .tsv, .jsonl or
 .parquet file, each row. Each gets a line on standard output, in the same order: label<TAB>probability, or, as jsonl,
-{"label": ..., "probabilities": {...}} with every label's probability. A line is answered before the next one is read;
---batch_size=64 reads and answers 64 at a time, which is faster.
+{"label": ..., "probabilities": {...}} with every label's probability, of a cascade also {"stage": ...}, the number of
+the model that answered, from 0. A line is answered before the next one is read; --batch_size=64 reads and answers 64 at
+a time, which is faster.
+
+With --min_probability=0.8, for those who give unsure answers to a person, each line says further whether the label's
+probability is at least that: sure or unsure, or, as jsonl, {"sure": true} or false.
 
 Needs requirements-runtime.txt alone (and pyarrow for .parquet); `utils.runtime.Predictor` does the same from Python.
 """
@@ -20,7 +24,7 @@ import json
 import os
 import sys
 
-from utils.arguments import column_names, positive_int, script_parser
+from utils.arguments import column_names, fraction, positive_int, script_parser
 from utils.data.unlabelled import has_columns, read_columns, read_lines
 from utils.runtime import Prediction, Predictor
 from utils.system.cli import run_script
@@ -40,17 +44,36 @@ def parse_args() -> argparse.Namespace:
     )
     group = parser.add_argument_group("output")
     group.add_argument("--format", choices=["tsv", "jsonl"], default="tsv", help="form of the output lines")
+    group.add_argument(
+        "--min_probability",
+        type=fraction,
+        help="mark each answer as sure, of at least this probability, or unsure; without it, none is marked",
+    )
     group = parser.add_argument_group("speed")
-    group.add_argument("--num_threads", type=positive_int, default=usable_cpus(), help="CPU threads of the model")
+    group.add_argument(
+        "--num_threads",
+        type=thread_counts,
+        default=usable_cpus(),
+        help="CPU threads of the model; of a cascade's stages, such as 1,2, if they are to differ",
+    )
     group.add_argument("--batch_size", type=positive_int, default=1, help="lines read and answered at a time")
     return parser.parse_args()
 
 
-def output_line(prediction: Prediction, form: str) -> str:
+def thread_counts(text: str) -> int | list[int]:
+    """An argparse type: a whole number of at least 1, or several with commas between."""
+    counts = [positive_int(part) for part in text.split(",")]
+    return counts if len(counts) > 1 else counts[0]
+
+
+def output_line(prediction: Prediction, form: str, min_probability: float | None) -> str:
     """A prediction as a line of --format `form`, without its end."""
+    probability = prediction.probabilities[prediction.label]
+    sure = None if min_probability is None else probability >= min_probability
     if form == "jsonl":
-        return json.dumps(prediction._asdict(), ensure_ascii=False)
-    return f"{prediction.label}\t{prediction.probabilities[prediction.label]:.6f}"
+        values = prediction._asdict() | {"sure": sure}
+        return json.dumps({key: value for key, value in values.items() if value is not None}, ensure_ascii=False)
+    return f"{prediction.label}\t{probability:.6f}" + {None: "", True: "\tsure", False: "\tunsure"}[sure]
 
 
 def main() -> None:
@@ -76,7 +99,8 @@ def main() -> None:
         try:
             while chunk := list(itertools.islice(texts, args.batch_size)):
                 predictions = predictor.predict_batch(chunk, args.batch_size)
-                print("\n".join(output_line(prediction, args.format) for prediction in predictions), flush=True)
+                lines = [output_line(prediction, args.format, args.min_probability) for prediction in predictions]
+                print("\n".join(lines), flush=True)
         except BrokenPipeError:  # who reads the output has had enough, as `head` does
             # Python flushes standard output once more at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

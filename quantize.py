@@ -10,6 +10,10 @@ The fastest whose accuracy is at most --max_accuracy_drop below that of fp32 is 
 latency, which is noise, the smallest file counts, and of those within 5 % of its size how close the logits are to
 fp32's. Where none is accurate enough, fp32 is written.
 
+The table also says how far the probabilities can be trusted (expected calibration error and Brier score, of valid, less
+is better) and how many of the answers are others than fp32's. --calibrate divides the logits by a temperature that
+makes the probabilities fit valid best; answers stay as they are.
+
 --output_dir takes all that prediction needs, see predict.py. --quantized_onnx_path and --onnx_path write the chosen and
 the fp32 graph alone, each to one file that takes input_ids, attention_mask and, for BERT and ELECTRA, token_type_ids
 (int64, [batch, sequence]) and gives logits; any onnxruntime runs them. Make them for the kind of CPU that will run
@@ -39,11 +43,13 @@ from utils.arguments import (
     script_parser,
 )
 from utils.data.tables import Data, collate, evenly_spaced, load_data, row_labels
+from utils.export.calibrated import divide_logits
 from utils.export.fused import build_graph
 from utils.export.int8 import CANDIDATES, WEIGHT_BITS, calibrate, detect_cpu, quantize_int8
 from utils.export.model_dir import check_model_dir, write_model_dir
 from utils.export.plain import Graphs, export_plain, open_graph, quantize_plain, to_fp16
 from utils.export.verify import comparison_batches, largest_difference, pytorch_logits
+from utils.measuring.calibration import brier_score, expected_calibration_error, fit_temperature
 from utils.measuring.timing import aligned_table, single_rows, timed_in_turns
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import fingerprint, load_model
@@ -71,6 +77,10 @@ class VersionResult(NamedTuple):
     p50: float  # milliseconds of one row
     drift: float  # mean distance from fp32's logits
     megabytes: float
+    calibration_error: float  # expected calibration error on valid
+    brier: float  # Brier score on valid
+    flips: int  # rows of valid whose answer is not fp32's
+    temperature: float  # by which the logits should be divided
 
 
 def parse_args() -> argparse.Namespace:
@@ -99,6 +109,11 @@ def parse_args() -> argparse.Namespace:
     )
     precision.add_argument(
         "--fp16", action="store_true", help="--output_dir takes an fp16 graph, for GPUs; without it, the chosen one"
+    )
+    group.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="divide the logits by a temperature that is fitted on valid.txt; without it, they are PyTorch's",
     )
     add_resume_options(parser, training=False)
     return parser.parse_args()
@@ -167,12 +182,17 @@ def measure_versions(
     engines = [open_graph(graphs.get(UNPADDED_GRAPH, graphs[GRAPH]), len(data.labels)) for graphs in versions.values()]
     inputs = [single_rows(valid, pad_token_id)] * len(engines)
     logits, milliseconds = timed_in_turns(engines, inputs, len(valid), cached=cached)
+    true = row_labels(valid)
     return {
         name: VersionResult(
-            accuracy=float((scores.argmax(-1) == row_labels(valid)).mean()),
+            accuracy=float((scores.argmax(-1) == true).mean()),
             p50=float(np.median(np.concatenate(latencies))),
             drift=float(np.abs(scores - logits[0]).mean()),
             megabytes=graphs[GRAPH].ByteSize() / 1e6,
+            calibration_error=expected_calibration_error(scores, true),
+            brier=brier_score(scores, true),
+            flips=int((scores.argmax(-1) != logits[0].argmax(-1)).sum()),
+            temperature=fit_temperature(scores, true),
         )
         for (name, graphs), scores, latencies in zip(versions.items(), logits, milliseconds, strict=True)
     }
@@ -189,12 +209,20 @@ def choose(results: dict[str, VersionResult], max_accuracy_drop: float) -> str:
     return min(small, key=lambda name: fast[name].drift)
 
 
+def calibrated(graphs: Graphs, temperature: float) -> Graphs:
+    """A version of the model whose logits are divided by a temperature."""
+    return {file: divide_logits(graph, temperature) for file, graph in graphs.items()}
+
+
 def table(results: dict[str, VersionResult], chosen: str) -> str:
     """The versions as aligned text."""
     rows = [
         [
             name,
             f"{result.accuracy:.4f}",
+            f"{result.calibration_error:.4f}",
+            f"{result.brier:.4f}",
+            f"{result.flips}",
             f"{result.drift:.4f}",
             f"{result.p50:.3f}",
             f"{result.megabytes:.1f}",
@@ -202,7 +230,8 @@ def table(results: dict[str, VersionResult], chosen: str) -> str:
         ]
         for name, result in results.items()
     ]
-    return aligned_table(["version", "accuracy", "logit drift", "p50 ms", "MB", "chosen"], rows)
+    header = ["version", "accuracy", "ECE", "Brier", "flips", "logit drift", "p50 ms", "MB", "chosen"]
+    return aligned_table(header, rows)
 
 
 def main() -> None:
@@ -245,13 +274,18 @@ def main() -> None:
     shown = table(results, chosen)
     print(shown)
 
-    for path, graph in [(args.onnx_path, fp32[GRAPH]), (args.quantized_onnx_path, versions[chosen][GRAPH])]:
+    temperatures = {name: results[name if name in results else "fp32"].temperature for name in {"fp32", chosen, kind}}
+    if args.calibrate:
+        versions |= {name: calibrated(versions[name], temperature) for name, temperature in temperatures.items()}
+        logger.info("[Calibrated] : logits of %s divided by %.4f, fitted on valid.txt", kind, temperatures[kind])
+    for path, graph in [(args.onnx_path, versions["fp32"][GRAPH]), (args.quantized_onnx_path, versions[chosen][GRAPH])]:
         if path:
             with atomic_file(path) as temporary:
                 onnx.save(graph, temporary)
     if args.output_dir:
         origin = {"n_ctx": config.n_ctx, "version": kind, "machine": machine}
         origin |= {"texts": data.texts_a_row} if data.texts_a_row else {}
+        origin |= {"temperature": temperatures[kind]} if args.calibrate else {}
         write_model_dir(args.output_dir, versions[kind], tokenizer, model.config, origin, shown)
     unfinished_path(output).unlink()
 

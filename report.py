@@ -9,12 +9,12 @@
         --rung "BERT-base's shape" bert_base - --rung "TF-IDF + logistic regression" linear -
 
 A rung is a name, an engine and a path. Engines: pytorch and pytorch_fixed (every row padded to n_ctx, the naive way)
-run a checkpoint folder; onnx runs a file or a folder that quantize.py wrote, of a folder the graph for single rows;
-onnx_instances runs it in as many processes of one thread as there are --num_threads, and its speed is that of all
-together. Two are no steps of the ladder, and their path is -: bert_base, 12 layers of 768, padded to n_ctx, is the
-paper's baseline (its weights are random, which its time does not depend on, and it runs every 20th row); linear is
-scikit-learn's TF-IDF and logistic regression from text to label, what a student must beat to be worth it; where spaces
-do not separate words, as in Chinese, of characters.
+run a checkpoint folder; onnx runs a file or a folder that quantize.py wrote, of a folder the graph for single rows, or
+a folder of cascade.py; onnx_instances runs it in as many processes of one thread as there are --num_threads, and its
+speed is that of all together. Two are no steps of the ladder, and their path is -: bert_base, 12 layers of 768, padded
+to n_ctx, is the paper's baseline (its weights are random, which its time does not depend on, and it runs every 20th
+row); linear is scikit-learn's TF-IDF and logistic regression from text to label, what a student must beat to be worth
+it; where spaces do not separate words, as in Chinese, of characters.
 
 Every rung classifies the rows of test.txt one at a time, and they take turns every 100 rows, so that a noisy machine is
 unfair to none; several instances serve all rows, 3 to 10 times, between these turns. The range is that of the turns.

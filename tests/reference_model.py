@@ -21,10 +21,10 @@ FILES["distilbert"] = ["model.onnx", "tokenizer.json"]
 class Reference:
     """A model folder, and PyTorch's probabilities of the same model."""
 
-    def __init__(self, folder: Path, family: str):
+    def __init__(self, folder: Path, family: str, tokenizer=None, **sizes: int):
         self.folder = folder / "model"
-        self.tokenizer = make_tokenizer()
-        encoder = make_encoder(folder / "encoder", family, self.tokenizer)
+        self.tokenizer = tokenizer or make_tokenizer()
+        encoder = make_encoder(folder / "encoder", family, self.tokenizer, **sizes)
         self.model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=len(LABELS)).eval()
         self.model.config.id2label = dict(enumerate(LABELS))
         with torch.no_grad():

@@ -231,7 +231,7 @@ def test_exit_code_of_the_real_process(tmp_path):
     )
 
 
-SCRIPTS = ["train", "fastformers", "prune", "quantize", "evaluate", "report", "preprocess", "augment_data"]
+SCRIPTS = ["train", "fastformers", "prune", "quantize", "cascade", "evaluate", "report", "preprocess", "augment_data"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

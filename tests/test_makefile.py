@@ -56,4 +56,8 @@ def test_columns_are_not_the_terminals(tmp_path):
     (command,) = [line for line in lines if "preprocess.py" in line]
     assert command.rstrip().endswith("--bert_model_name_or_path=embeddings/all-MiniLM-L6-v2")
     lines = make(tmp_path, "-n", "ladder", "DATA=data/tickets", "COLUMNS=--label_column=queue").stdout.splitlines()
-    assert [line.split()[1] for line in lines if "--label_column=queue" in line] == ["preprocess.py", "report.py"]
+    assert [line.split()[1] for line in lines if "--label_column=queue" in line] == [
+        "preprocess.py",
+        "cascade.py",
+        "report.py",
+    ]

@@ -96,6 +96,24 @@ def test_closed_or_full(bert, redirection, part):
     assert done.returncode == 2 and part in stderr and "Traceback" not in stderr and stderr.count("\n") == 1, stderr
 
 
+@pytest.mark.parametrize("form", ["tsv", "jsonl"])
+def test_unsure_answers_are_marked(bert, form):
+    texts = random_texts(20)
+    expected = [max(bert.probabilities(text)) for text in texts]
+    limit = round(sorted(expected)[10] - 1e-3, 4)
+    done = predict_py(bert.folder, f"--min_probability={limit}", f"--format={form}", text="\n".join(texts).encode())
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = done.stdout.decode().splitlines()
+    sure = [json.loads(line)["sure"] if form == "jsonl" else line.split("\t")[2] == "sure" for line in lines]
+    assert sure == [probability >= limit for probability in expected] and 5 < sum(sure) < 15
+
+
+def test_a_probability_that_is_none(bert):
+    for value in ("1.5", "-0.1", "nan", "high"):
+        done = predict_py(bert.folder, f"--min_probability={value}", text=b"good")
+        assert (done.returncode, done.stdout) == (2, b"") and b"--min_probability" in done.stderr
+
+
 def test_no_input_no_output(bert):
     done = predict_py(bert.folder)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

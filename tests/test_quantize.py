@@ -12,17 +12,18 @@ from conftest import fails, make_encoder, make_tokenizer, snapshot
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
+import quantize
 from quantize import VersionResult, choose
 from utils.export.fused import WORDS
 from utils.export.int8 import CANDIDATES
 from utils.measuring import timing
 from utils.models.classifier import load_model
 from utils.models.config import load_config
-from utils.runtime import Predictor
+from utils.runtime import Predictor, load_session, run_session
 
 
 def result(accuracy: float, p50: float, drift: float = 0.0, megabytes: float = 1.0) -> VersionResult:
-    return VersionResult(accuracy, p50, drift, megabytes)
+    return VersionResult(accuracy, p50, drift, megabytes, 0.1, 0.2, 0, 1.0)
 
 
 def test_choice():
@@ -96,6 +97,42 @@ def test_weights_are_as_wide_as_the_target_cpu_can_add(trained, monkeypatch, tar
     limits = {name: int(np.abs(array).max()) for name, array in arrays.items() if array.dtype == np.int8}
     assert limits.pop(f"{WORDS}.int8") == 127  # looked up, never added
     assert len(limits) > 5 and set(limits.values()) == {limit}
+
+
+@pytest.mark.parametrize("kind", ["--fp32", "--fp16", "--max_accuracy_drop=1"])
+def test_calibrate_divides_the_logits_of_all_graphs(trained, monkeypatch, kind):
+    """By the temperature that fits valid best: of the logits without it, to the last digits."""
+    monkeypatch.setattr("quantize.CANDIDATES", {"int8": CANDIDATES["dynamic, per channel"]})
+    monkeypatch.setattr("quantize.choose", lambda results, max_accuracy_drop: list(results)[-1])
+    outputs = {}
+    for name, options in (("plain", []), ("calibrated", ["--calibrate"])):
+        code, stderr = trained.quantize(f"--output_dir={trained.folder}/{name}", kind, *options, source="teacher")
+        assert code == 0, stderr
+        graphs = [trained.folder / name / "model.onnx", trained.folder / name / "model.unpadded.onnx"]
+        graphs += [trained.folder / "teacher.onnx", trained.folder / "teacher.int8.onnx"]
+        batch = {"input_ids": np.array([[1, 5, 9, 14, 3]]), "token_type_ids": np.zeros((1, 5), dtype=np.int64)}
+        batch["attention_mask"] = np.ones_like(batch["input_ids"])
+        outputs[name] = [run_session(load_session(graph, 1), batch) for graph in graphs]
+    temperature = json.loads((trained.folder / "calibrated/config.json").read_text())["fastformers"]["temperature"]
+    assert abs(temperature - 1) > 0.02 and f"divided by {temperature:.4f}, fitted on valid" in stderr
+    for plain, divided in zip(outputs["plain"][:2], outputs["calibrated"][:2], strict=True):
+        assert divided == pytest.approx(plain / temperature, rel=1e-2 if kind == "--fp16" else 1e-5)
+    for plain, divided in zip(outputs["plain"][2:], outputs["calibrated"][2:], strict=True):
+        assert np.abs(divided - plain).max() > 1e-3 and (divided.argmax() == plain.argmax())
+
+
+def test_the_table_says_what_int8_does_to_probabilities(trained, monkeypatch):
+    results, table = {}, quantize.table
+    monkeypatch.setattr("quantize.table", lambda found, chosen: results.update(found) or table(found, chosen))
+    code, stderr = trained.quantize("--max_accuracy_drop=1", source="teacher")
+    assert code == 0, stderr
+    assert results["fp32"].flips == 0 and all(0 <= each.flips <= 32 for each in results.values())
+    code, stderr = trained.evaluate("--split=valid", f"--output_json={trained.folder}/result.json")
+    assert code == 0 and "[Calibration] : expected calibration error 0." in stderr, stderr
+    evaluated = json.loads((trained.folder / "result.json").read_text())
+    assert results["fp32"].calibration_error == pytest.approx(evaluated["calibration_error"], abs=1e-4)
+    assert results["fp32"].brier == pytest.approx(evaluated["brier"], abs=1e-4)
+    assert table(results, "fp32").splitlines()[0].split()[:5] == ["version", "accuracy", "ECE", "Brier", "flips"]
 
 
 def test_only_the_folder_is_replaced(trained, model_dir):

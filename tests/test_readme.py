@@ -19,7 +19,7 @@ from tokenizers import models
 from transformers import AutoModelForSequenceClassification
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
-NAMES = ["recipe", "options", "choosing", "serving", "distributed", "troubleshooting", "results"]
+NAMES = ["recipe", "cascade", "options", "choosing", "serving", "distributed", "troubleshooting", "results"]
 DOCS = [f"docs/{name}.md" for name in NAMES]  # in an order in which each finds what those before it wrote
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ["README.md", *DOCS]}
 NODE_PACKAGES = ("onnxruntime-node", "@huggingface/tokenizers")

@@ -64,13 +64,14 @@ def test_batches_keep_the_order(reference, batch_size):
 
 def test_batches_hold_rows_of_one_length(reference, monkeypatch):
     predictor = Predictor(reference.folder, 1)
-    shapes, logits = [], predictor.logits
+    (stage,) = predictor._stages
+    shapes, logits = [], stage.logits
 
     def spy(rows):
         shapes.append((len(rows), {len(ids) for ids, _ in rows}))
         return logits(rows)
 
-    monkeypatch.setattr(predictor, "logits", spy)
+    monkeypatch.setattr(stage, "logits", spy)
     predictor.predict_batch(["good"] * 5 + ["a film"] * 3, batch_size=4)
     assert shapes == [(4, {3}), (1, {3}), (3, {4})]
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.runtime import load_session, run_session
+from utils.runtime import GRAPH, UNPADDED_GRAPH, Predictor, load_session, run_session
+from utils.runtime_folder import is_cascade, read_stages
 from utils.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,6 +100,66 @@ def onnx_engine(graph: str | Path | bytes, num_threads: int, num_labels: int) ->
         return run_session(session, batch)
 
     return run
+
+
+def open_onnx(path: str | Path, num_threads: int, labels: list[str], has_padding: bool = False) -> Engine:
+    """An ONNX file, or a folder that quantize.py or cascade.py wrote, as an engine on the CPU.
+
+    Args:
+        labels: the data set's in the order of their ids.
+        has_padding: whether the batches have any; a folder's graph for rows without padding is then left alone.
+
+    Raises:
+        UserError: as `onnx_engine` and `cascade_engine`.
+    """
+    if is_cascade(path):
+        return cascade_engine(path, num_threads, labels)
+    return onnx_engine(single_graph(path, has_padding), num_threads, len(labels))
+
+
+def single_graph(path: str | Path, has_padding: bool) -> Path:
+    """The ONNX file that runs batches with or without padding: of a folder of quantize.py, or the file itself."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return folder
+    return folder / (UNPADDED_GRAPH if (folder / UNPADDED_GRAPH).is_file() and not has_padding else GRAPH)
+
+
+def cascade_engine(folder: str | Path, num_threads: int, labels: list[str]) -> Engine:
+    """Logits [rows, labels] of a cascade: of each row those of the stage that answers it, divided by its temperature.
+
+    Padding is left out: a stage runs rows of the same length together.
+
+    Raises:
+        UserError: the folder is damaged, has other labels than `labels`, or its stages have tokenizers of their own.
+    """
+    predictor = Predictor(folder, num_threads)
+    if predictor.labels != labels:
+        raise UserError(
+            f"{folder} has the labels {', '.join(predictor.labels)} but the data set {', '.join(labels)}: "
+            "use the data set that its models were trained on"
+        )
+    if not predictor.shares_tokens:
+        raise UserError(
+            f"{folder} has stages that do not share a tokenizer, and the data set is tokenized for one: "
+            "cascade.py measures it from text"
+        )
+
+    def run(batch: dict) -> np.ndarray:
+        counts = batch["attention_mask"].sum(1).tolist()
+        columns = batch["input_ids"].tolist(), batch["token_type_ids"].tolist()
+        rows = [(ids[:count], types[:count]) for ids, types, count in zip(*columns, counts, strict=True)]
+        return predictor.run(rows, [], len(rows))[0]
+
+    return run
+
+
+def onnx_size(path: str | Path) -> tuple[int, int]:
+    """As `graph_size`, of an ONNX file or of a folder, of a cascade the sum of its stages."""
+    if is_cascade(path):
+        sizes = [graph_size(stage.model.graph) for stage in read_stages(path)[0]]
+        return sum(count for count, _ in sizes), sum(size for _, size in sizes)
+    return graph_size(single_graph(path, has_padding=False))
 
 
 def graph_size(graph: str | Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Accuracy against latency, a point for every rung of a ladder."""
+"""Accuracy against latency: a point for every rung of a ladder, a line for the cascades of some models."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -39,6 +39,32 @@ def ladder_figure(rungs: Sequence[MeasuredRung]) -> Figure:
     axes.grid(alpha=0.3, which="both")
     axes.margins(x=0.25, y=0.25)
     place_labels(figure, axes, points, line)
+    return figure
+
+
+def frontier_figure(
+    models: list[tuple[str, float, float]], cascades: list[tuple[float, float]], chosen: tuple[float, float]
+) -> Figure:
+    """Models alone as points, cascades as a line: mean milliseconds a row on a log axis, better to the upper left.
+
+    Args:
+        models: name, milliseconds and accuracy in percent of each.
+        cascades: milliseconds and accuracy of each, fastest first.
+        chosen: those of the one that was chosen.
+    """
+    figure = Figure(figsize=(9, 6), facecolor="white")
+    axes = figure.add_subplot()
+    axes.plot(*zip(*cascades, strict=True), color="#9aa5b1", marker=".", zorder=1)
+    axes.scatter([x for _, x, _ in models], [y for _, _, y in models], color="#b3541e", s=45, zorder=2)
+    axes.scatter([chosen[0]], [chosen[1]], color="#0b63b0", s=45, zorder=3)
+    axes.set_xscale("log")
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks("{x:g}")
+    axes.set_xlabel("mean milliseconds a row of valid, log scale")
+    axes.set_ylabel("accuracy on valid, %")
+    axes.grid(alpha=0.3, which="both")
+    axes.margins(x=0.25, y=0.25)
+    place_labels(figure, axes, [*models, ("the cascade", *chosen)], cascades)
     return figure
 
 

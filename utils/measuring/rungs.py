@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +15,13 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from utils.data.tables import Data, collate
 from utils.data.texts import Columns, read_rows, split_path
-from utils.measuring.engines import Engine, checkpoint_bytes, graph_size, onnx_engine, pytorch_engine
+from utils.measuring.engines import Engine, checkpoint_bytes, onnx_size, open_onnx, pytorch_engine
 from utils.measuring.instances import serve
 from utils.measuring.ladder import Measurement
 from utils.measuring.timing import timed_in_turns
 from utils.models.classifier import load_model
 from utils.models.config import Config
-from utils.runtime import GRAPH, UNPADDED_GRAPH
+from utils.runtime_folder import is_cascade
 from utils.system.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ def open_rung(engine: str, path: str, setting: Setting) -> Rung | Failure:
 
     Args:
         engine: a key of `OPENERS`.
-        path: a checkpoint folder, an ONNX file, or a folder that quantize.py wrote, as the engine has it.
+        path: a checkpoint folder, an ONNX file, or a folder that quantize.py or cascade.py wrote, as the engine has it.
 
     Returns:
         The model, or why the engine cannot be used on this data set.
@@ -134,14 +133,6 @@ def measure_rungs(rungs: list[Rung | Failure], setting: Setting) -> list[Measure
     return [results[i] for i in range(len(rungs))]
 
 
-def single_row_graph(path: str) -> Path:
-    """The ONNX file that runs single rows: of a folder that quantize.py wrote, or the file itself."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return folder
-    return folder / (UNPADDED_GRAPH if (folder / UNPADDED_GRAPH).is_file() else GRAPH)
-
-
 def _single_row(setting: Setting, row: int, width: int | None = None) -> dict[str, np.ndarray]:
     """A row of test as a batch of its own, padded to `width` tokens."""
     return collate(setting.data.splits["test"], np.array([row]), setting.pad_token_id, width)
@@ -155,10 +146,11 @@ def _open_checkpoint(path: str, setting: Setting, is_padded: bool) -> Rung:
 
 
 def _open_graph(path: str, setting: Setting, has_instances: bool) -> Rung:
-    graph, num_labels = single_row_graph(path), len(setting.data.labels)
-    run = onnx_engine(graph, setting.num_threads, num_labels)
-    open_instance = partial(onnx_engine, graph, 1, num_labels) if has_instances else None
-    return Rung(run, partial(_single_row, setting), *graph_size(graph), open_instance=open_instance)
+    labels = setting.data.labels
+    run = open_onnx(path, setting.num_threads, labels)
+    open_instance = partial(open_onnx, path, 1, labels) if has_instances else None
+    size, is_step = onnx_size(path), not is_cascade(path)
+    return Rung(run, partial(_single_row, setting), *size, is_step=is_step, open_instance=open_instance)
 
 
 def _open_bert_base(path: str, setting: Setting) -> Rung:

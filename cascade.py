@@ -1,0 +1,267 @@
+"""A fast model that asks a slow one: answer easy texts with the first stage, and the rest with the next.
+
+    python cascade.py runs/demo/models/pruned-small runs/demo/models/teacher --data_dir=data/movie-reviews \\
+        --max_accuracy_drop=0.01 --output_dir=runs/demo/models/cascade
+
+Takes two or more folders of quantize.py, fastest first, and writes one that predict.py, evaluate.py and report.py open
+like any other. A stage answers the texts of which its answer's probability is above its threshold, after a temperature
+that is fitted on valid; the last stage answers the others.
+
+Every stage runs over the rows of valid, one at a time, in turns. Thresholds are then chosen for all stages together, by
+one of three aims; a stage without which the cascade is better is left out. --max_accuracy_drop=0.01 takes the fastest
+cascade that loses at most 0.01 of the last model's accuracy in 95 % of the bootstrap's resamples of valid: on average
+it loses less. --max_asked=0.2 takes the most accurate that passes on at most a fifth of the rows, --target_speedup=3
+the most accurate that is three times as fast as the last model. Where the data folder holds a file of texts without
+labels, unlabelled.txt, .csv, .tsv, .jsonl or .parquet, they say how many answers differ from the last model's.
+
+Into --output_dir go the stages' folders, config.json, a model card, and the frontier, that is all cascades than which
+none is as accurate and faster, as frontier.json, .png and .svg.
+"""
+
+import argparse
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import utils.system.environment  # isort: skip  # noqa: F401
+
+import numpy as np
+
+from utils.arguments import (
+    add_column_options,
+    add_text_options,
+    fraction,
+    nonnegative_float,
+    positive_float,
+    positive_int,
+    script_parser,
+    text_columns,
+)
+from utils.data.texts import Columns, read_rows, split_path
+from utils.data.tokenization import Text, TokenRow
+from utils.data.unlabelled import has_columns, read_columns, read_lines
+from utils.export.cascade_dir import check_cascade_dir, write_cascade_dir
+from utils.measuring.calibration import fit_temperature
+from utils.measuring.picture import frontier_figure
+from utils.measuring.thresholds import Candidate, StageResults, candidates, check_order, choose, frontier, single_models
+from utils.measuring.timing import aligned_table, timed_in_turns
+from utils.runtime import Predictor, softmax
+from utils.runtime_folder import StageFolder, check_stages_fit, is_cascade, read_stages
+from utils.system.bars import progress_bar
+from utils.system.cli import run_script
+from utils.system.cpus import usable_cpus
+from utils.system.errors import UserError
+from utils.system.machine import describe_machine
+
+logger = logging.getLogger(__name__)
+
+UNLABELLED = "unlabelled"
+MOST_UNLABELLED = 5_000  # rows, the first ones
+SHOWN = 15  # rows of the frontier's table
+
+
+def parse_args() -> argparse.Namespace:
+    parser = script_parser(__doc__)
+    parser.add_argument("stages", metavar="MODEL_DIR", nargs="+", help="two or more model folders, fastest first")
+    add_text_options(parser)
+    add_column_options(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", required=True, help="folder for the cascade")
+    group = parser.add_argument_group("aim (one of them)").add_mutually_exclusive_group(required=True)
+    group.add_argument(
+        "--max_accuracy_drop", type=nonnegative_float, help="accuracy that it may cost, of 1; then fastest"
+    )
+    group.add_argument("--max_asked", type=fraction, help="share of rows to pass on; then the most accurate")
+    group.add_argument("--target_speedup", type=positive_float, help="over the last model; then the most accurate")
+    group = parser.add_argument_group("hardware")
+    group.add_argument("--num_threads", type=positive_int, default=usable_cpus(), help="CPU threads of each stage")
+    return parser.parse_args()
+
+
+def open_models(paths: list[str], num_threads: int) -> tuple[list[StageFolder], list[Predictor]]:
+    """The folders of the stages, and the models.
+
+    Raises:
+        UserError: there are fewer than two, one is named twice, or is damaged or no model's, or they do not fit.
+    """
+    if len(paths) < 2:
+        raise UserError(f"a cascade of {paths[0]} alone: name two or more folders, fastest first")
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise UserError(f"the stages {', '.join(paths)} are not all different: name each folder once")
+    for path in paths:
+        if is_cascade(path):
+            raise UserError(f"{path} is a cascade itself: name the folders of its stages")
+    folders = [read_stages(path)[0][0] for path in paths]
+    check_stages_fit([folder.model for folder in folders])
+    return folders, [Predictor(path, num_threads) for path in paths]
+
+
+def read_valid(data_dir: Path, columns: Columns, labels: list[str]) -> tuple[list[Text], np.ndarray]:
+    """The texts of valid, and their label ids, int [rows].
+
+    Raises:
+        UserError: as `read_rows`, or a label is not one of `labels`, or all rows have the same.
+    """
+    path = split_path(data_dir, "valid")
+    rows = list(read_rows(path, columns))
+    for number, (_, label) in enumerate(rows, start=1):
+        if label not in labels:
+            raise UserError(
+                f"{path}, row {number}: the models have no label {label!r}, they have {', '.join(labels[:4])}"
+                f"{', ...' * (len(labels) > 4)}: name the data set that they were trained on"
+            )
+    if len({label for _, label in rows}) == 1:
+        raise UserError(f"{path} has rows of one label only, {rows[0][1]!r}: it needs some of each")
+    texts: list[Text] = [parts[0] if len(parts) == 1 else (parts[0], parts[1]) for parts, _ in rows]
+    return texts, np.array([labels.index(label) for _, label in rows])
+
+
+def read_unlabelled(data_dir: Path, columns: Columns, model: Predictor) -> list[Text]:
+    """The first `MOST_UNLABELLED` texts without labels; none where the data folder has no such file."""
+    path = split_path(data_dir, UNLABELLED)
+    if not path.exists():
+        return []
+    if has_columns(path):
+        return list(itertools.islice(read_columns(path, columns.texts, model.texts_a_row), MOST_UNLABELLED))
+    with open(path, "rb") as file:
+        texts = read_lines(file, str(path), columns.texts, model.texts_a_row, model.labels)
+        return list(itertools.islice(texts, MOST_UNLABELLED))
+
+
+def measure_stages(models: list[Predictor], texts: list[Text]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Every stage's logits [rows, labels], and its milliseconds of each row, float [stages, rows]."""
+    rows = [model.encode(texts) for model in models]
+    engines: list[Callable] = [partial(stage_logits, model) for model in models]
+    logits, milliseconds = timed_in_turns(engines, [own.__getitem__ for own in rows], len(texts))
+    return logits, np.array([np.concatenate(turns) for turns in milliseconds])
+
+
+def stage_logits(model: Predictor, row: TokenRow) -> np.ndarray:
+    """A model's logits [1, labels] of one row."""
+    return model.run([row], [], 1)[0]
+
+
+def stage_results(logits: list[np.ndarray], temperatures: list[float], milliseconds: np.ndarray) -> StageResults:
+    """What stages say of rows, by their logits [rows, labels] each."""
+    shares = [softmax(scores / temperature) for scores, temperature in zip(logits, temperatures, strict=True)]
+    confidence = np.array([one.max(1) for one in shares])
+    return StageResults(confidence, np.array([one.argmax(1) for one in shares]), milliseconds)
+
+
+def unlabelled_results(models: list[Predictor], texts: list[Text], temperatures: list[float]) -> StageResults | None:
+    """As `stage_results`, without times; None where there are no texts."""
+    if not texts:
+        return None
+    logits = [
+        model.run(model.encode(texts), [], 16)[0] for model in progress_bar(models, desc="unlabelled", unit="stage")
+    ]
+    return stage_results(logits, temperatures, np.zeros((len(models), len(texts))))
+
+
+def stage_names(one: Candidate, names: list[str]) -> str:
+    """The stages of a cascade, with their thresholds, as text."""
+    thresholds = [f" {threshold:.4f} > " for threshold in one.thresholds] + [""]
+    return "".join(names[number] + threshold for number, threshold in zip(one.members, thresholds, strict=True))
+
+
+def table(names: list[str], shown: list[Candidate], chosen: Candidate) -> str:
+    """Models alone and cascades as aligned text."""
+    rows = [
+        [
+            stage_names(one, names),
+            " ".join(f"{100 * share:.0f}" for share in one.shares),
+            f"{one.accuracy:.4f}",
+            "-".join(f"{limit:.3f}" for limit in one.accuracy_range),
+            f"{one.difference:+.4f}",
+            f"{one.lowest_difference:+.4f}",
+            "" if one.disagreement is None else f"{100 * one.disagreement:.1f}",
+            f"{one.mean_ms:.3f}",
+            f"{one.p50_ms:.3f}",
+            f"{one.p99_ms:.3f}",
+            "*" * (one == chosen),
+        ]
+        for one in shown
+    ]
+    header = ["stages, with thresholds", "% answered", "accuracy", "95 % range", "difference", "at least"]
+    return aligned_table([*header, "% changed", "mean ms", "p50 ms", "p99 ms", "chosen"], rows)
+
+
+def sentences(chosen: Candidate, singles: list[Candidate], names: list[str], num_rows: int) -> tuple[str, str | None]:
+    """What was chosen and how sure it is; and, where one model alone does as well, that it does."""
+    last = singles[-1]
+    rule = (
+        f"{stage_names(chosen, names)}: on {num_rows} rows of valid {100 * chosen.asked:.1f} % are passed on, accuracy "
+        f"{chosen.accuracy:.4f} ({chosen.difference:+.4f} against {names[-1]}, in 95 % of the resamples at least "
+        f"{chosen.lowest_difference:+.4f}), {last.mean_ms / chosen.mean_ms:.2f} times as fast as {names[-1]}"
+    )
+    for name, single in zip(names, singles, strict=True):
+        if single.accuracy >= chosen.accuracy and single.mean_ms <= chosen.mean_ms:
+            return rule, (
+                f"{name} alone ({single.accuracy:.4f}, {single.mean_ms:.3f} ms) is as accurate and as fast as this "
+                f"cascade ({chosen.accuracy:.4f}, {chosen.mean_ms:.3f} ms)"
+            )
+    return rule, None
+
+
+def write_result(
+    path: str, stages: list[StageFolder], measured: list[Candidate], singles: list[Candidate], chosen: Candidate,
+    names: list[str], machine: dict[str, object], num_rows: int,
+) -> None:  # fmt: skip
+    """Print the frontier, say what was chosen, and write the cascade's folder."""
+    best = frontier(measured)
+    thinned = {best[i] for i in np.unique(np.linspace(0, len(best) - 1, SHOWN).astype(int))} | {chosen}
+    text = table(names, [*singles, *sorted(thinned, key=lambda one: one.mean_ms)], chosen)
+    print(text)
+    rule, alone_is_enough = sentences(chosen, singles, names, num_rows)
+    logger.info("[Chosen] : %s", rule)
+    if alone_is_enough:
+        logger.warning("[Not worth it] : %s", alone_is_enough)
+    unused = [name for number, name in enumerate(names) if number not in chosen.members]
+    if unused:
+        logger.info("[Left out] : %s, without which it is better", ", ".join(unused))
+    alone = {name: asdict(one) for name, one in zip(names, singles, strict=True)}
+    details = {"chosen": asdict(chosen), "models": alone, "frontier": [asdict(one) for one in best]}
+    points = [(name, one.mean_ms, 100 * one.accuracy) for name, one in zip(names, singles, strict=True)]
+    line = [(one.mean_ms, 100 * one.accuracy) for one in best]
+    figure = frontier_figure(points, line, (chosen.mean_ms, 100 * chosen.accuracy))
+    origin = {"machine": machine, "rows": num_rows, "asked": chosen.asked}
+    write_cascade_dir(path, stages, origin, rule, text, details, figure)
+
+
+def main() -> None:
+    args = parse_args()
+    columns, data_dir = text_columns(args), Path(args.data_dir)
+    check_cascade_dir(args.output_dir, args.stages, "--output_dir")
+    folders, models = open_models(args.stages, args.num_threads)
+    names = [folder.model.path.name for folder in folders]
+    texts, true = read_valid(data_dir, columns, models[0].labels)
+    unlabelled_texts = read_unlabelled(data_dir, columns, models[0])
+
+    logits, milliseconds = measure_stages(models, texts)
+    temperatures = [fit_temperature(scores, true) for scores in logits]
+    results = stage_results(logits, temperatures, milliseconds)
+    for warning in check_order(names, results, true):
+        logger.warning("[Order] : %s", warning)
+    measured = candidates(results, true, unlabelled_results(models, unlabelled_texts, temperatures))
+    singles = single_models(results, true)
+    chosen = choose(
+        measured,
+        singles[-1].mean_ms,
+        max_accuracy_drop=args.max_accuracy_drop,
+        max_asked=args.max_asked,
+        target_speedup=args.target_speedup,
+    )
+
+    stages = [
+        StageFolder(folders[number].model, temperatures[number], threshold)
+        for number, threshold in zip(chosen.members, [*chosen.thresholds, 0.0], strict=True)
+    ]
+    machine = describe_machine() | {"num_threads": args.num_threads}
+    write_result(args.output_dir, stages, measured, singles, chosen, names, machine, len(true))
+
+
+if __name__ == "__main__":
+    run_script(main)

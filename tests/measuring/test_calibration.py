@@ -1,0 +1,68 @@
+"""Temperature, calibration error and Brier score, against values by hand and a plain search."""
+
+import numpy as np
+import pytest
+
+from utils.measuring.calibration import (
+    brier_score,
+    calibration_error_by_chance,
+    expected_calibration_error,
+    fit_temperature,
+)
+from utils.runtime import softmax
+
+
+def drawn(temperature: float, num_labels: int = 3, count: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and labels drawn with the probabilities of the logits divided by a temperature."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 3, (count, num_labels))
+    shares = softmax(logits / temperature).cumsum(1)
+    return logits, (generator.random((count, 1)) > shares).sum(1)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_is_found_again(temperature):
+    logits, true = drawn(temperature)
+    assert fit_temperature(logits, true) == pytest.approx(temperature, rel=0.05)
+    after = expected_calibration_error(logits / fit_temperature(logits, true), true)
+    assert after < 0.015
+    if temperature != 1:
+        assert expected_calibration_error(logits, true) > 4 * after
+
+
+def test_the_temperature_is_the_best_of_a_search():
+    logits, true = drawn(1.7, 2, 300)
+    temperatures = np.geomspace(0.1, 10, 2001)
+    losses = [-np.log(softmax(logits / each)[np.arange(300), true]).mean() for each in temperatures]
+    assert fit_temperature(logits, true) == pytest.approx(temperatures[np.argmin(losses)], rel=0.005)
+
+
+def test_where_all_is_right_the_temperature_stays_finite():
+    logits = np.eye(2)[[0, 1, 0, 1]].astype(np.float32)
+    assert 0.01 < fit_temperature(logits, np.array([0, 1, 0, 1])) < 1
+    assert 1 < fit_temperature(logits, np.array([1, 0, 1, 0])) < 100
+
+
+def test_errors_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.62, 0.38]])
+    logits, true = np.log(probabilities), np.array([0, 1, 1, 0])
+    # Two rows of 0.9, of which one is right; 0.6, in the bin up to 0.6; 0.62.
+    assert expected_calibration_error(logits, true) == pytest.approx((2 * 0.4 + 0.4 + 0.38) / 4)
+    assert expected_calibration_error(logits, true, num_bins=1) == pytest.approx(abs(0.75 - 0.755))
+    assert brier_score(logits, true) == pytest.approx((2 * 0.01 + 2 * 0.81 + 2 * 0.16 + 2 * 0.1444) / 4)
+
+
+def test_what_chance_makes_of_exact_probabilities():
+    """Less of more rows, and as much as of rows whose labels are drawn with these probabilities."""
+    few, many = drawn(1.0, 2, 500), drawn(1.0, 2, 20_000)
+    assert calibration_error_by_chance(many[0]) < 0.01 < calibration_error_by_chance(few[0]) < 0.05
+    errors = [
+        expected_calibration_error(*[part[start : start + 500] for part in many]) for start in range(0, 20_000, 500)
+    ]
+    assert calibration_error_by_chance(few[0]) == pytest.approx(np.mean(errors), rel=0.2)
+
+
+def test_sure_and_unsure_to_the_utmost():
+    logits = np.array([[1000.0, 0.0], [0.0, 0.0]])
+    assert expected_calibration_error(logits, np.array([0, 0])) == pytest.approx(0.25)
+    assert brier_score(logits, np.array([1, 0])) == pytest.approx((2 + 0.5) / 2)

@@ -1,0 +1,234 @@
+"""When each stage of a cascade is to answer: every combination of thresholds, what it gives and costs, and the choice.
+
+A stage answers the rows whose answer has a probability above its threshold, the last one all that are left. What the
+thresholds give is computed from what every stage says of every row, so that no stage runs more than once.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.system.errors import UserError
+
+MOST_CANDIDATES = 2_500  # combinations of thresholds
+MOST_THRESHOLDS = 100  # of a stage
+RESAMPLES = 2_000  # of the bootstrap
+NOISE = 1.05  # times the next stage's latency
+
+
+class StageResults(NamedTuple):
+    """What the stages, fastest first, say of some rows: arrays [stages, rows]."""
+
+    confidence: np.ndarray  # probability of the stage's answer, calibrated
+    answers: np.ndarray  # label ids
+    milliseconds: np.ndarray
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Stages with thresholds, and what they give on valid. The names are the keys of frontier.json."""
+
+    members: tuple[int, ...]  # the stages that take part, by their numbers from 0
+    thresholds: tuple[float, ...]  # of each but the last of them
+    shares: tuple[float, ...]  # of the rows that each answers
+    accuracy: float
+    accuracy_range: tuple[float, float]  # of 95 % of the bootstrap's resamples
+    difference: float  # accuracy less that of the last of all stages
+    lowest_difference: float  # in 95 % of the resamples it is more
+    disagreement: float | None  # share of unlabelled rows with another answer than the last stage's
+    mean_ms: float
+    p50_ms: float
+    p99_ms: float
+
+    @property
+    def asked(self) -> float:
+        """The share of the rows that the first stage passes on."""
+        return 1 - self.shares[0]
+
+
+def answering_stages(confidence: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """The stage that answers each row, int [rows].
+
+    Args:
+        confidence: [stages, rows].
+        thresholds: of all stages but the last.
+    """
+    sure = confidence > np.array([*thresholds, -1.0])[:, None]
+    return sure.argmax(0)
+
+
+def threshold_grid(confidence: np.ndarray) -> list[tuple[float, ...]]:
+    """Combinations of thresholds for all stages but the last, at evenly spaced quantiles of their confidences.
+
+    Each threshold is in the middle between two confidences of rows, so that rounding decides nothing; 0 and 1, to
+    answer all and none, are among them.
+
+    Args:
+        confidence: [stages, rows].
+    """
+    num_stages = len(confidence)
+    size = max(2, min(MOST_THRESHOLDS, int(MOST_CANDIDATES ** (1 / (num_stages - 1)))))
+    grids = []
+    for stage in confidence[:-1].astype(np.float64):
+        values = np.unique(stage)
+        middles = (values[1:] + values[:-1]) / 2
+        # Each as often as there are rows below it: quantiles of rows, not of values.
+        positions = np.searchsorted(np.sort(stage), middles)
+        places = np.linspace(0, len(stage), size)[1:-1]
+        inner = middles[np.unique(np.abs(positions[None] - places[:, None]).argmin(1))] if len(middles) else []
+        grids.append([0.0, *inner, 1.0])
+    return list(itertools.product(*grids))
+
+
+def candidates(results: StageResults, true: np.ndarray, unlabelled: StageResults | None = None) -> list[Candidate]:
+    """What every combination of `threshold_grid` gives, with all stages, and with some of them and the last.
+
+    The lowest difference is a bootstrap's over the rows with labels. Where more is known from unlabelled rows it is
+    raised: no more accuracy is lost than answers are changed.
+
+    Args:
+        true: label ids, int [rows].
+    """
+    *others, last = range(len(results.confidence))
+    subsets = [(*some, last) for size in range(1, len(others) + 1) for some in itertools.combinations(others, size)]
+    return [
+        _candidate(results, true, members, thresholds, unlabelled)
+        for members in subsets
+        for thresholds in threshold_grid(results.confidence[list(members)])
+    ]
+
+
+def single_models(results: StageResults, true: np.ndarray) -> list[Candidate]:
+    """Every stage alone."""
+    return [_candidate(results, true, (number,), (), None) for number in range(len(results.confidence))]
+
+
+def _candidate(
+    results: StageResults,
+    true: np.ndarray,
+    members: tuple[int, ...],
+    thresholds: tuple[float, ...],
+    unlabelled: StageResults | None,
+) -> Candidate:
+    stages, answers = _answers(results, members, thresholds)
+    num_rows, right, right_of_last = len(true), answers == true, results.answers[-1] == true
+    milliseconds = results.milliseconds[list(members)].cumsum(0)[stages, np.arange(num_rows)]
+    gains, losses = int((right & ~right_of_last).sum()), int((right_of_last & ~right).sum())
+    # Where the last stage answers all, it is the same by itself, not by these rows.
+    is_last = members[-1] == len(results.answers) - 1 and all(threshold == 1 for threshold in thresholds)
+    lowest = 0.0 if is_last else lowest_difference(num_rows, gains, losses)
+    disagreement = None
+    if unlabelled is not None:
+        changed = int((_answers(unlabelled, members, thresholds)[1] != unlabelled.answers[-1]).sum())
+        disagreement = changed / unlabelled.answers.shape[1]
+        lowest = max(lowest, lowest_difference(unlabelled.answers.shape[1], 0, changed))
+    p50, p99 = np.percentile(milliseconds, [50, 99])
+    return Candidate(
+        members=members,
+        thresholds=thresholds,
+        shares=tuple((np.bincount(stages, minlength=len(members)) / num_rows).tolist()),
+        accuracy=float(right.mean()),
+        accuracy_range=accuracy_range(num_rows, int(right.sum())),
+        difference=(gains - losses) / num_rows,
+        lowest_difference=lowest,
+        disagreement=disagreement,
+        mean_ms=float(milliseconds.mean()),
+        p50_ms=float(p50),
+        p99_ms=float(p99),
+    )
+
+
+def _answers(
+    results: StageResults, members: tuple[int, ...], thresholds: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `members` answers each row, and the answers, both int [rows]."""
+    stages = answering_stages(results.confidence[list(members)], thresholds)
+    return stages, results.answers[list(members)][stages, np.arange(len(stages))]
+
+
+def choose(
+    measured: list[Candidate],
+    last_ms: float,
+    *,
+    max_accuracy_drop: float | None = None,
+    max_asked: float | None = None,
+    target_speedup: float | None = None,
+) -> Candidate:
+    """The thresholds to take, by one of three aims.
+
+    Args:
+        last_ms: mean milliseconds of the last stage alone.
+        max_accuracy_drop: take the fastest whose lowest difference from the last stage is no more below it.
+        max_asked: take the most accurate that pass on at most this share of the rows.
+        target_speedup: take the most accurate that are so many times as fast as the last stage.
+
+    Raises:
+        UserError: no thresholds are so fast.
+    """
+    if max_accuracy_drop is not None:
+        safe = [one for one in measured if one.lowest_difference >= -max_accuracy_drop]
+        return min(safe, key=lambda one: (one.mean_ms, -one.accuracy))
+    if max_asked is not None:
+        fitting = [one for one in measured if one.asked <= max_asked + 1e-9]
+    else:
+        assert target_speedup is not None
+        fitting = [one for one in measured if one.mean_ms * target_speedup <= last_ms]
+        if not fitting:
+            most = last_ms / min(one.mean_ms for one in measured)
+            raise UserError(
+                f"--target_speedup={target_speedup:g}: the first stage alone is {most:.2f} times as fast as the last: "
+                "give less, or a faster first stage"
+            )
+    return max(fitting, key=lambda one: (one.accuracy, -one.mean_ms))
+
+
+def frontier(measured: list[Candidate]) -> list[Candidate]:
+    """The candidates than which none is as accurate and faster, fastest first."""
+    best: list[Candidate] = []
+    for one in sorted(measured, key=lambda one: (one.mean_ms, -one.accuracy)):
+        if not best or one.accuracy > best[-1].accuracy:
+            best.append(one)
+    return best
+
+
+def check_order(names: list[str], results: StageResults, true: np.ndarray) -> list[str]:
+    """Check that each stage is faster, or else more accurate, than the next; returns warnings of those that are slower.
+
+    Slower by the median, by more than 5 %, which is noise.
+
+    Raises:
+        UserError: a stage is slower and less accurate than the next.
+    """
+    accuracy, p50 = (results.answers == true).mean(1), np.median(results.milliseconds, axis=1)
+    warnings = []
+    for i in np.flatnonzero(p50[:-1] > NOISE * p50[1:]):
+        numbers = [f"{names[j]} ({accuracy[j]:.4f}, {p50[j]:.3f} ms)" for j in (i, i + 1)]
+        if accuracy[i] < accuracy[i + 1]:
+            raise UserError(f"{numbers[0]} is slower and less accurate than {numbers[1]} on valid: leave it out")
+        warnings.append(f"{numbers[0]} is slower than {numbers[1]}: give the fastest first")
+    return warnings
+
+
+@cache
+def lowest_difference(num_rows: int, gains: int, losses: int) -> float:
+    """The 5th percentile of the mean over rows of which some count 1 (`gains`), some -1, the others 0, by a bootstrap.
+
+    Resamples are drawn by the numbers of rows of each kind, as a mean depends on no more. One loss more than was seen
+    is assumed: a resample of rows without any would prove that there are none.
+    """
+    losses_or_more = min(losses + 1, num_rows - gains)
+    shares = np.array([gains, losses_or_more, num_rows - gains - losses_or_more]) / num_rows
+    drawn = np.random.default_rng(0).multinomial(num_rows, shares, RESAMPLES)
+    return float(np.quantile(drawn[:, 0] - drawn[:, 1], 0.05) / num_rows)
+
+
+@cache
+def accuracy_range(num_rows: int, num_correct: int) -> tuple[float, float]:
+    """The 2.5th and the 97.5th percentile of the accuracy, by a bootstrap."""
+    drawn = np.random.default_rng(0).binomial(num_rows, num_correct / num_rows, RESAMPLES)
+    low, high = np.quantile(drawn / num_rows, [0.025, 0.975])
+    return float(low), float(high)
