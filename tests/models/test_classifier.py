@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, pipeline
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_model, load_word_embeddings, save_checkpoint
 from utils.models.config import Config
+from utils.models.families import FAMILIES
 from utils.system.errors import UserError
 
 
@@ -94,17 +95,22 @@ def test_weights_as_pytorch_model_bin(encoder):
         load(encoder)
 
 
+def prefix_of(family: str) -> str:
+    """What the names of an encoder's weights begin with in a classifier."""
+    return FAMILIES[family].layers.split(".")[0]
+
+
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 @pytest.mark.parametrize("prefix", ["module.", "model."])
 def test_weights_under_other_names(tmp_path, family, prefix):
     """Of DataParallel or Lightning: a random encoder would take their place."""
     make_encoder(tmp_path, family)
-    weights = weights_of(tmp_path)
-    write_weights(tmp_path, {f"{family}.{name}": tensor for name, tensor in weights.items()})
+    weights, family_prefix = weights_of(tmp_path), prefix_of(family)
+    write_weights(tmp_path, {f"{family_prefix}.{name}": tensor for name, tensor in weights.items()})
     state = load(tmp_path, family).base_model.state_dict()
     assert len(state) > 30 and all(torch.equal(tensor, weights[name]) for name, tensor in state.items())
-    write_weights(tmp_path, {f"{prefix}{family}.{name}": tensor for name, tensor in weights.items()})
-    with pytest.raises(UserError, match=f"other names.*{prefix}{family}"):
+    write_weights(tmp_path, {f"{prefix}{family_prefix}.{name}": tensor for name, tensor in weights.items()})
+    with pytest.raises(UserError, match=f"other names.*{prefix}{family_prefix}"):
         load(tmp_path, family)
 
 
@@ -135,10 +141,11 @@ def test_weights_of_another_head_are_left_out(tmp_path, family):
     make_encoder(tmp_path, family)
     others = {"cls.predictions.bias": torch.ones(25), "lm_head.dense.weight": torch.ones(4, 4)}
     others |= {
-        f"{family}.pooler.dense.bias": torch.ones(32),
-        f"{family}.embeddings.position_ids": torch.arange(64)[None],
+        f"{prefix_of(family)}.pooler.dense.bias": torch.ones(32),
+        f"{prefix_of(family)}.embeddings.position_ids": torch.arange(64)[None],
     }
-    write_weights(tmp_path, {f"{family}.{name}": tensor for name, tensor in weights_of(tmp_path).items()} | others)
+    weights = {f"{prefix_of(family)}.{name}": tensor for name, tensor in weights_of(tmp_path).items()}
+    write_weights(tmp_path, weights | others)
     load(tmp_path, family)
 
 

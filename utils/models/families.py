@@ -52,6 +52,17 @@ BERT_LAYER: dict[str, Any] = dict(
     ffn_norm="output.LayerNorm",
 )
 
+ROBERTA = Family(
+    layers="roberta.encoder.layer",
+    **BERT_LAYER,
+    embeddings="roberta.embeddings",
+    embeddings_project=None,
+    head_dense="classifier.dense",
+    head_activation="tanh",
+    head_output="classifier.out_proj",
+    positions_follow_padding=True,
+)
+
 FAMILIES = {
     "bert": Family(
         layers="bert.encoder.layer",
@@ -62,16 +73,7 @@ FAMILIES = {
         head_activation="tanh",
         head_output="classifier",
     ),
-    "roberta": Family(
-        layers="roberta.encoder.layer",
-        **BERT_LAYER,
-        embeddings="roberta.embeddings",
-        embeddings_project=None,
-        head_dense="classifier.dense",
-        head_activation="tanh",
-        head_output="classifier.out_proj",
-        positions_follow_padding=True,
-    ),
+    "roberta": ROBERTA,
     "electra": Family(
         layers="electra.encoder.layer",
         **BERT_LAYER,
@@ -98,12 +100,14 @@ FAMILIES = {
         head_activation="relu",
         head_output="classifier",
     ),
+    "xlm-roberta": ROBERTA,
+    "camembert": ROBERTA,
 }
 
 
 # Other model types whose first token has the position pad_token_id + 1: so many fewer are left.
 POSITIONS_FOLLOW_PADDING = frozenset(
-    "camembert data2vec-text esm ibert layoutlmv3 lilt longformer luke markuplm mpnet roberta-prelayernorm xlm-roberta "
+    "data2vec-text esm ibert layoutlmv3 lilt longformer luke markuplm mpnet roberta-prelayernorm "
     "xlm-roberta-xl xmod".split()
 )
 

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 from transformers import (
     BertForSequenceClassification,
+    CamembertForSequenceClassification,
     DistilBertForSequenceClassification,
     ElectraForSequenceClassification,
     PreTrainedModel,
     RobertaForSequenceClassification,
+    XLMRobertaForSequenceClassification,
 )
 
 
@@ -89,9 +91,23 @@ class PrunedElectraForSequenceClassification(ElectraForSequenceClassification):
         shape_layers(self)
 
 
+class PrunedXLMRobertaForSequenceClassification(XLMRobertaForSequenceClassification):
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        shape_layers(self)
+
+
+class PrunedCamembertForSequenceClassification(CamembertForSequenceClassification):
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        shape_layers(self)
+
+
 PRUNED_CLASSES = {
     "bert": PrunedBertForSequenceClassification,
     "roberta": PrunedRobertaForSequenceClassification,
     "distilbert": PrunedDistilBertForSequenceClassification,
     "electra": PrunedElectraForSequenceClassification,
+    "xlm-roberta": PrunedXLMRobertaForSequenceClassification,
+    "camembert": PrunedCamembertForSequenceClassification,
 }
