@@ -25,7 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ["negative", "positive"]
-FAMILY_NAMES = ["bert", "roberta", "distilbert", "electra", "xlm-roberta", "camembert"]
+FAMILY_NAMES = ["bert", "roberta", "distilbert", "electra", "xlm-roberta", "camembert", "mpnet"]
 WORDS = "a the film movie plot it is was very not good great fine bad awful dull and but with cast ending".split()
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
 

@@ -16,6 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from utils.models.families import Family, family_of, head_size_of, layers_of, takes_token_types
 from utils.system.errors import UserError
@@ -103,11 +104,14 @@ def build_graph(model: PreTrainedModel, masked: bool = True) -> onnx.ModelProto:
 
     x = _embeddings(graph, model, family)
     mask = [graph.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)] if masked else []
+    position_bias = _position_bias(graph, model, family) if family.position_bias else ""
     layers = layers_of(model)
     for index, layer in enumerate(layers):
         attend = _cls_attention if index == len(layers) - 1 else _attention
         parts = {part: layer.get_submodule(getattr(family, part)) for part in LAYER_PARTS}
-        x = _layer(graph, x, mask, parts, attend, head_size_of(model), activation, f"layer.{index}")
+        attention = layer.get_submodule(family.self_attention)
+        bias = _own_bias(graph, position_bias, attention, f"layer.{index}")
+        x = _layer(graph, x, mask, bias, parts, attend, head_size_of(model), activation, f"layer.{index}")
     _head(graph, model, family, x)
 
     axes = ["batch", "sequence"]
@@ -174,20 +178,55 @@ def _positions_after_padding(graph: _Graph, padding_id: int) -> str:
     return graph.node("Add", [graph.node("Mul", [count, is_token], "positions.masked"), padding], "positions")
 
 
+def _position_bias(graph: _Graph, model: PreTrainedModel, family: Family) -> str:
+    """MPNet's bias of every head for the distance of every two tokens, once for all layers: [1, heads, length, length].
+
+    A table has a column for each distance, so that nothing is left to do but to look it up.
+    """
+    farthest = model.config.max_position_embeddings - 1
+    buckets = MPNetEncoder.relative_position_bucket(torch.arange(-farthest, farthest + 1))
+    table = graph.weight(model.get_submodule(family.position_bias).weight[buckets].T, "bias.table")
+    zero, one, shift = (
+        graph.weight(np.array(i), f"bias.{n}") for i, n in ((0, "zero"), (1, "one"), (farthest, "shift"))
+    )
+    first, second = (graph.weight(np.array([i]), f"bias.{name}") for i, name in ((0, "first"), (1, "second")))
+    length = graph.node("Shape", ["input_ids"], "bias.shape", start=1, end=2)
+    length = graph.node("Squeeze", [length, first], "bias.length")
+    positions = graph.node("Range", [zero, length, one], "bias.positions")
+    keys = graph.node("Add", [positions, shift], "bias.shifted")
+    keys = graph.node("Unsqueeze", [keys, first], "bias.keys")
+    queries = graph.node("Unsqueeze", [positions, second], "bias.queries")
+    distances = graph.node("Sub", [keys, queries], "bias.distances")
+    biases = graph.node("Gather", [table, distances], "bias.heads", axis=1)
+    return graph.node("Unsqueeze", [biases, first], "bias")
+
+
+def _own_bias(graph: _Graph, position_bias: str, attention: nn.Module, name: str) -> str:
+    """The part of the position bias that belongs to the heads of one layer."""
+    heads = getattr(attention, "heads", None)  # those left by pruning
+    if heads is None or len(heads) == 0:
+        return position_bias
+    return graph.node("Gather", [position_bias, graph.weight(heads, f"{name}.heads")], f"{name}.bias", axis=1)
+
+
 def _layer(
     graph: _Graph,
     x: str,
     mask: list[str],
+    position_bias: str,
     parts: dict[str, nn.Module],
     attend: Callable[..., tuple[str, str]],
     head_size: int,
     activation: str,
     name: str,
 ) -> str:
-    """One encoder layer over the rows that `attend` returns a context for; `mask` is the mask's name, or empty."""
+    """One encoder layer over the rows that `attend` returns a context for; `mask` is the mask's name, or empty.
+
+    `position_bias` is the name of what is added to the scores, [1, heads, sequence, sequence], or empty.
+    """
     output, norm = parts["attention_output"], parts["attention_norm"]
     if output.in_features:
-        context, x = attend(graph, x, mask, parts, head_size, f"{name}.attention")
+        context, x = attend(graph, x, mask, position_bias, parts, head_size, f"{name}.attention")
         x = graph.skip_norm(context, output, x, norm, f"{name}.attention_norm")
     else:  # no head was kept
         x = _first_row(graph, x, name) if attend is _cls_attention else x
@@ -199,7 +238,7 @@ def _layer(
 
 
 def _attention(
-    graph: _Graph, x: str, mask: list[str], parts: dict[str, nn.Module], head_size: int, name: str
+    graph: _Graph, x: str, mask: list[str], position_bias: str, parts: dict[str, nn.Module], head_size: int, name: str
 ) -> tuple[str, str]:
     """Self-attention of every row; returns the context and the rows, both [batch, sequence, ...]."""
     projections = [parts[part] for part in ("query", "key", "value")]
@@ -208,7 +247,7 @@ def _attention(
         x,
         graph.weight(torch.cat([p.weight for p in projections]).T, f"{name}.weight"),
         graph.weight(torch.cat([p.bias for p in projections]), f"{name}.bias"),
-        *mask,
+        *([*(mask or [""]), "", position_bias] if position_bias else mask),
     ]
     context = graph.node(
         "Attention", inputs, name, MICROSOFT, num_heads=width // head_size, qkv_hidden_sizes=[width] * 3
@@ -217,7 +256,7 @@ def _attention(
 
 
 def _cls_attention(
-    graph: _Graph, x: str, mask: list[str], parts: dict[str, nn.Module], head_size: int, name: str
+    graph: _Graph, x: str, mask: list[str], position_bias: str, parts: dict[str, nn.Module], head_size: int, name: str
 ) -> tuple[str, str]:
     """Attention of the first row to all rows; returns the context and the row, both [batch, 1, ...]."""
     query, key, value = (parts[part] for part in ("query", "key", "value"))
@@ -226,6 +265,10 @@ def _cls_attention(
     weight, bias = torch.cat([key.weight, value.weight]), torch.cat([key.bias, value.bias])
     keys = graph.node("Split", [graph.linear(x, weight, bias, f"{name}.key_value")], f"{name}.split", outputs=2, axis=2)
     inputs = [queries, keys, f"{keys}.1"] + ["", *mask] * bool(mask)
+    if position_bias:
+        bounds = [graph.weight(np.array([i]), f"{name}.bias_{part}") for i, part in enumerate(("start", "end", "axis"))]
+        row_bias = graph.node("Slice", [position_bias, *bounds], f"{name}.bias_row")
+        inputs = [*inputs[:3], "", *(mask or [""]), row_bias]
     num_heads = query.out_features // head_size
     return graph.node("MultiHeadAttention", inputs, name, MICROSOFT, num_heads=num_heads), row
 

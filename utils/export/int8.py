@@ -180,18 +180,21 @@ class _Writer:
 
     def attention(self, node: onnx.NodeProto) -> None:
         """An int8 projection to query, key and value, then fp32 attention."""
-        x, weight, bias, *mask = node.input
+        x, weight, bias, *more = node.input
+        mask, _, position_bias = [*more, "", "", ""][:3]
         num_heads = next(attribute.i for attribute in node.attribute if attribute.name == "num_heads")
-        if self.recipe.fused_attention:
+        if self.recipe.fused_attention and not position_bias:  # QAttention takes none
             values, scale = self.weight(weight)
             rounded, x_scale, x_zero = self.rounded_input(x)
-            inputs, operator = [rounded, values, bias, x_scale, scale, *(mask or [""]), x_zero], "QAttention"
+            inputs, operator = [rounded, values, bias, x_scale, scale, mask, x_zero], "QAttention"
         else:
             projected = [f"{node.name}.{part}" for part in ("query", "key", "value")]
             self.product(x, weight, bias, f"{node.name}.projected")
             split = helper.make_node("Split", [f"{node.name}.projected"], projected, name=f"{node.name}.split", axis=2)
             self.nodes.append(split)
-            inputs, operator = projected + ["", *mask] * bool(mask), "MultiHeadAttention"
+            inputs, operator = [*projected, "", mask, position_bias], "MultiHeadAttention"
+            while not inputs[-1]:
+                inputs.pop()
         self.nodes.append(
             helper.make_node(operator, inputs, node.output, name=node.name, domain=MICROSOFT, num_heads=num_heads)
         )

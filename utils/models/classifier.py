@@ -305,6 +305,7 @@ def _describe_shapes(model: PreTrainedModel) -> bool:
     """Write the layers' shapes into the model's config, where its own keys do not say them; returns whether so."""
     config, shapes = model.config, layer_shapes(model)
     pruned = set(shapes) != {(config.num_attention_heads, _config_ffn_size(config))}
+    pruned = pruned or hasattr(config, "num_position_biases")
     described = {
         "layer_shapes": [list(shape) for shape in shapes],
         "layer_paths": asdict(family_of(model)),

@@ -38,6 +38,7 @@ class Family:
     head_output: str
     # RoBERTa numbers positions from pad_token_id + 1, the others from 0.
     positions_follow_padding: bool = False
+    position_bias: str | None = None  # MPNet adds a bias of each head for each distance to the scores, in all layers
 
 
 BERT_LAYER: dict[str, Any] = dict(
@@ -102,13 +103,31 @@ FAMILIES = {
     ),
     "xlm-roberta": ROBERTA,
     "camembert": ROBERTA,
+    "mpnet": Family(
+        layers="mpnet.encoder.layer",
+        **BERT_LAYER
+        | dict(
+            self_attention="attention.attn",
+            query="attention.attn.q",
+            key="attention.attn.k",
+            value="attention.attn.v",
+            attention_output="attention.attn.o",
+            attention_norm="attention.LayerNorm",
+        ),
+        embeddings="mpnet.embeddings",
+        embeddings_project=None,
+        head_dense="classifier.dense",
+        head_activation="tanh",
+        head_output="classifier.out_proj",
+        positions_follow_padding=True,
+        position_bias="mpnet.encoder.relative_attention_bias",
+    ),
 }
 
 
 # Other model types whose first token has the position pad_token_id + 1: so many fewer are left.
 POSITIONS_FOLLOW_PADDING = frozenset(
-    "data2vec-text esm ibert layoutlmv3 lilt longformer luke markuplm mpnet roberta-prelayernorm "
-    "xlm-roberta-xl xmod".split()
+    "data2vec-text esm ibert layoutlmv3 lilt longformer luke markuplm roberta-prelayernorm xlm-roberta-xl xmod".split()
 )
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from utils.models.families import FAMILIES, family_of, head_size_of, layer_shapes, layers_of
+from utils.models.modeling_pruned import project_context
 
 
 @contextmanager
@@ -36,15 +37,23 @@ def _shortened(model: PreTrainedModel) -> Iterator[None]:
     def heads(projected: torch.Tensor) -> torch.Tensor:
         return projected.unflatten(-1, (-1, head_size)).transpose(1, 2)
 
-    def attend(first: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: object) -> tuple:
+    def attend(
+        first: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        **_: object,
+    ) -> tuple:
         states = of_all_tokens.pop()
+        mask = None if attention_mask is None else attention_mask[..., :1, :]
+        if position_bias is not None:  # MPNet's
+            bias = position_bias[:, attention.heads] if hasattr(attention, "heads") else position_bias
+            mask = bias[..., :1, :] if mask is None else bias[..., :1, :] + mask
         context = F.scaled_dot_product_attention(
             heads(query(first)), heads(key(states)), heads(value(states)),
-            attn_mask=None if attention_mask is None else attention_mask[..., :1, :],
+            attn_mask=mask,
             dropout_p=attention.dropout.p if attention.training else 0.0,
         ).transpose(1, 2).flatten(2)  # fmt: skip
-        # DistilBERT's self-attention includes its output projection, the others' do not.
-        return (attention.out_lin(context) if hasattr(attention, "out_lin") else context), None
+        return project_context(attention, context), None
 
     hook = layer.register_forward_pre_hook(keep_first)
     if layer_shapes(model)[-1][0]:  # what stands in for an attention without heads takes any number of tokens

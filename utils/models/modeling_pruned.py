@@ -15,10 +15,12 @@ from transformers import (
     CamembertForSequenceClassification,
     DistilBertForSequenceClassification,
     ElectraForSequenceClassification,
+    MPNetForSequenceClassification,
     PreTrainedModel,
     RobertaForSequenceClassification,
     XLMRobertaForSequenceClassification,
 )
+from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 
 class NoAttention(nn.Module):
@@ -32,8 +34,55 @@ class NoAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, None]:
         context = hidden_states.new_zeros(*hidden_states.shape[:-1], 0)
-        # DistilBERT's self-attention includes its output projection, the others' do not.
-        return (self.out_lin(context) if hasattr(self, "out_lin") else context), None
+        return project_context(self, context), None
+
+
+def project_context(attention: nn.Module, context: torch.Tensor) -> torch.Tensor:
+    """What a self-attention gives for the context of its heads: DistilBERT's and MPNet's include the projection."""
+    for name in ("out_lin", "o"):
+        if hasattr(attention, name):
+            return getattr(attention, name)(context)
+    return context
+
+
+class PrunedMPNetAttention(nn.Module):
+    """MPNet's self-attention with some of its heads: `heads` are their columns in the bias that all layers share."""
+
+    def __init__(self, attention: nn.Module, heads: torch.Tensor) -> None:
+        super().__init__()
+        for name, child in attention.named_children():
+            self.add_module(name, child)
+        self.head_size = attention.attention_head_size
+        self.register_buffer("heads", heads)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_bias: torch.Tensor,
+        output_attentions: bool = False,
+        **kwargs: object,
+    ) -> tuple[torch.Tensor, ...]:
+        query, key, value = (
+            linear(hidden_states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+            for linear in (self.q, self.k, self.v)
+        )
+        scores = query @ key.transpose(-1, -2) / self.head_size**0.5 + position_bias[:, self.heads]
+        if attention_mask is not None:
+            scores = scores + attention_mask
+        probabilities = self.dropout(scores.softmax(-1))
+        output = self.o((probabilities @ value).transpose(1, 2).flatten(2))
+        return (output, probabilities) if output_attentions else (output,)
+
+
+def number_heads(model: PreTrainedModel, table: nn.Embedding, layers: str, self_attention: str) -> None:
+    """Make MPNet's self-attentions such that can lose heads, in place; `table` is the bias [buckets, heads]."""
+    model.config.num_position_biases = table.embedding_dim
+    for layer in model.get_submodule(layers):
+        attention = layer.get_submodule(self_attention)
+        if isinstance(attention, MPNetSelfAttention):
+            heads = torch.arange(table.embedding_dim, device=table.weight.device)
+            layer.set_submodule(self_attention, PrunedMPNetAttention(attention, heads))
 
 
 def shape_layers(model: PreTrainedModel) -> None:
@@ -52,6 +101,9 @@ def shape_layers(model: PreTrainedModel) -> None:
         ]:
             linear = layer.get_submodule(paths[part])
             resize_linear(linear, linear.weight.new_empty(outputs, inputs), linear.bias.new_empty(outputs))
+        attention = layer.get_submodule(paths["self_attention"])
+        if isinstance(attention, PrunedMPNetAttention):
+            attention.heads = attention.heads[:num_heads]
         if not num_heads:
             drop_attention(layer, paths["self_attention"])
 
@@ -103,6 +155,16 @@ class PrunedCamembertForSequenceClassification(CamembertForSequenceClassificatio
         shape_layers(self)
 
 
+class PrunedMPNetForSequenceClassification(MPNetForSequenceClassification):
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        # Not as wide as num_attention_heads says where hidden units were pruned.
+        table = nn.Embedding(config.relative_attention_num_buckets, config.num_position_biases)
+        self.mpnet.encoder.relative_attention_bias = table
+        number_heads(self, table, config.layer_paths["layers"], config.layer_paths["self_attention"])
+        shape_layers(self)
+
+
 PRUNED_CLASSES = {
     "bert": PrunedBertForSequenceClassification,
     "roberta": PrunedRobertaForSequenceClassification,
@@ -110,4 +172,5 @@ PRUNED_CLASSES = {
     "electra": PrunedElectraForSequenceClassification,
     "xlm-roberta": PrunedXLMRobertaForSequenceClassification,
     "camembert": PrunedCamembertForSequenceClassification,
+    "mpnet": PrunedMPNetForSequenceClassification,
 }

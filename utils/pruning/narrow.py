@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from utils.models.families import family_of, head_size_of, layers_of
-from utils.models.modeling_pruned import drop_attention, resize_linear
+from utils.models.modeling_pruned import drop_attention, number_heads, resize_linear
 
 
 def narrow_linear(linear: nn.Linear, indices: torch.Tensor, dim: int) -> None:
@@ -37,6 +37,7 @@ def narrow_layer(model: PreTrainedModel, index: int, heads: torch.Tensor, neuron
         IndexError: the layer has fewer heads or neurons than an index says.
     """
     family, head_size, layer = family_of(model), head_size_of(model), layers_of(model)[index]
+    _number_heads(model)
     columns = (heads[:, None] * head_size + torch.arange(head_size, device=heads.device)).flatten()
     for path, indices, dim in [
         (family.query, columns, 0),
@@ -47,6 +48,9 @@ def narrow_layer(model: PreTrainedModel, index: int, heads: torch.Tensor, neuron
         (family.ffn_output, neurons, 1),
     ]:
         narrow_linear(layer.get_submodule(path), indices, dim)
+    attention = layer.get_submodule(family.self_attention)
+    if hasattr(attention, "heads"):
+        attention.heads = attention.heads[heads]
     if not len(heads):
         drop_attention(layer, family.self_attention)
 
@@ -64,6 +68,7 @@ def narrow_width(model: PreTrainedModel, hidden_units: torch.Tensor, classifier_
         IndexError: the model has fewer units than an index says.
     """
     family, head_size = family_of(model), head_size_of(model)
+    _number_heads(model)
     embeddings = model.get_submodule(family.embeddings)
     has_project = family.embeddings_project in dict(model.named_modules())
     if has_project:
@@ -110,6 +115,13 @@ def keep_layers(model: PreTrainedModel, indices: list[int]) -> None:
     layers = layers_of(model)
     model.set_submodule(family_of(model).layers, nn.ModuleList([layers[i] for i in indices]))
     model.config.num_hidden_layers = len(indices)
+
+
+def _number_heads(model: PreTrainedModel) -> None:
+    """Let each layer know its columns of the position bias, where the family has one."""
+    family = family_of(model)
+    if family.position_bias:
+        number_heads(model, model.get_submodule(family.position_bias), family.layers, family.self_attention)
 
 
 def _narrow_norm(norm: nn.LayerNorm, indices: torch.Tensor) -> None:

@@ -121,7 +121,8 @@ def _run(layer: nn.Module, x: torch.Tensor, batch: _Batch, paths: tuple[str, ...
     finally:
         for hook in hooks:
             hook.remove()
-    return [inputs[path] for path in paths], output
+    # MPNet's layers return a tuple.
+    return [inputs[path] for path in paths], output[0] if isinstance(output, tuple) else output
 
 
 def _change(projection: nn.Linear, gram: torch.Tensor, moment: torch.Tensor, ridge: float) -> None:
