@@ -48,7 +48,7 @@ from utils.measuring.timing import aligned_table, single_rows, timed_in_turns
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import fingerprint, load_model
 from utils.models.config import load_config
-from utils.models.families import FAMILIES
+from utils.models.families import FAMILIES, in_table
 from utils.runtime import GRAPH, UNPADDED_GRAPH
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
@@ -130,7 +130,7 @@ def export(model: PreTrainedModel) -> Graphs:
     Raises:
         UserError: as `build_graph` and `export_plain`.
     """
-    if model.config.model_type in FAMILIES:
+    if in_table(model.config):
         return {GRAPH: build_graph(model), UNPADDED_GRAPH: build_graph(model, masked=False)}
     logger.warning(
         "[Export] : the family %r is not one of %s, so nothing is fused beyond what onnxruntime finds itself: every "

@@ -25,7 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ["negative", "positive"]
-FAMILY_NAMES = ["bert", "roberta", "distilbert", "electra", "xlm-roberta", "camembert", "mpnet"]
+FAMILY_NAMES = ["bert", "roberta", "distilbert", "electra", "xlm-roberta", "camembert", "mpnet", "albert"]
 WORDS = "a the film movie plot it is was very not good great fine bad awful dull and but with cast ending".split()
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
 
@@ -59,8 +59,8 @@ def make_model(family: str, kind=AutoModel, noise: float = 0.05, **sizes):
         names = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
         names |= {"intermediate_size": "hidden_dim", "hidden_act": "activation"}
         keys = {names.get(key, key): value for key, value in keys.items()}
-    if family == "electra":
-        keys["embedding_size"] = 16
+    if family in ("electra", "albert"):
+        keys = {"embedding_size": 16} | keys
     if family in ("roberta", "xlm-roberta", "camembert"):
         keys["type_vocab_size"] = 1
     torch.manual_seed(0)

@@ -131,7 +131,7 @@ def test_infinite_logits_write_nothing(trained):
 
 def test_other_encoders_go_through_the_recipe(project, tmp_path):
     steps = project("bert")
-    steps.encoder = make_encoder(tmp_path / "albert", "albert", embedding_size=16)
+    steps.encoder = make_encoder(tmp_path / "albert", "albert", num_hidden_groups=2)
     steps.config = str(tmp_path / "albert.json")
     (tmp_path / "albert.json").write_text('{"encoder_class": "albert", "n_ctx": 16}')
     for step in (steps.preprocess, steps.train):

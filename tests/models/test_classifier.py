@@ -108,7 +108,7 @@ def test_weights_under_other_names(tmp_path, family, prefix):
     weights, family_prefix = weights_of(tmp_path), prefix_of(family)
     write_weights(tmp_path, {f"{family_prefix}.{name}": tensor for name, tensor in weights.items()})
     state = load(tmp_path, family).base_model.state_dict()
-    assert len(state) > 30 and all(torch.equal(tensor, weights[name]) for name, tensor in state.items())
+    assert len(state) > 20 and all(torch.equal(tensor, weights[name]) for name, tensor in state.items())
     write_weights(tmp_path, {f"{prefix}{family_prefix}.{name}": tensor for name, tensor in weights.items()})
     with pytest.raises(UserError, match=f"other names.*{prefix}{family_prefix}"):
         load(tmp_path, family)
@@ -141,7 +141,7 @@ def test_weights_of_another_head_are_left_out(tmp_path, family):
     make_encoder(tmp_path, family)
     others = {"cls.predictions.bias": torch.ones(25), "lm_head.dense.weight": torch.ones(4, 4)}
     others |= {
-        f"{prefix_of(family)}.pooler.dense.bias": torch.ones(32),
+        f"{prefix_of(family)}.pooler{'' if family == 'albert' else '.dense'}.bias": torch.ones(32),
         f"{prefix_of(family)}.embeddings.position_ids": torch.arange(64)[None],
     }
     weights = {f"{prefix_of(family)}.{name}": tensor for name, tensor in weights_of(tmp_path).items()}

@@ -8,6 +8,7 @@ query, attention output and FFN for that one row, which is exact. Rows of equal 
 graph is written without one, which is exact too.
 """
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
-from utils.models.families import Family, family_of, head_size_of, layers_of, takes_token_types
+from utils.models.families import Family, family_of, head_size_of, layer_uses, takes_token_types
 from utils.system.errors import UserError
 
 # Opset and IR version old enough for the onnxruntime releases of the last years, in any language.
@@ -51,11 +52,16 @@ HIDDEN_ACTIVATIONS = ("gelu", "gelu_new", "relu")
 class _Graph:
     """The nodes and weights written so far; each call returns the name of the tensor that it made."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared_layer: bool = False) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
+        self.shared_layer = shared_layer
 
     def weight(self, value: torch.Tensor | np.ndarray, name: str) -> str:
+        if self.shared_layer:  # all layers' weights are the same: written once
+            name = re.sub(r"^layer\.\d+", "layer", name)
+            if any(tensor.name == name for tensor in self.weights):
+                return name
         array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
         self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
@@ -99,13 +105,13 @@ def build_graph(model: PreTrainedModel, masked: bool = True) -> onnx.ModelProto:
     """
     family = family_of(model)
     activation = _check_supported(model)
-    graph = _Graph()
+    graph = _Graph(family.shared_layer)
     inputs = ["input_ids"] + ["attention_mask"] * masked + ["token_type_ids"] * takes_token_types(model)
 
     x = _embeddings(graph, model, family)
     mask = [graph.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)] if masked else []
     position_bias = _position_bias(graph, model, family) if family.position_bias else ""
-    layers = layers_of(model)
+    layers = layer_uses(model)
     for index, layer in enumerate(layers):
         attend = _cls_attention if index == len(layers) - 1 else _attention
         parts = {part: layer.get_submodule(getattr(family, part)) for part in LAYER_PARTS}
@@ -243,10 +249,11 @@ def _attention(
     """Self-attention of every row; returns the context and the rows, both [batch, sequence, ...]."""
     projections = [parts[part] for part in ("query", "key", "value")]
     width = projections[0].out_features
+    weight, bias = _joined(projections)
     inputs = [
         x,
-        graph.weight(torch.cat([p.weight for p in projections]).T, f"{name}.weight"),
-        graph.weight(torch.cat([p.bias for p in projections]), f"{name}.bias"),
+        graph.weight(weight.T, f"{name}.weight"),
+        graph.weight(bias, f"{name}.bias"),
         *([*(mask or [""]), "", position_bias] if position_bias else mask),
     ]
     context = graph.node(
@@ -255,16 +262,29 @@ def _attention(
     return context, x
 
 
+def _joined(linears: list[nn.Module]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [outputs, inputs] and bias [outputs] of several Linear modules as of one."""
+    return torch.cat([linear.weight for linear in linears]), torch.cat([linear.bias for linear in linears])
+
+
 def _cls_attention(
     graph: _Graph, x: str, mask: list[str], position_bias: str, parts: dict[str, nn.Module], head_size: int, name: str
 ) -> tuple[str, str]:
     """Attention of the first row to all rows; returns the context and the row, both [batch, 1, ...]."""
-    query, key, value = (parts[part] for part in ("query", "key", "value"))
+    query, key, value = projections = [parts[part] for part in ("query", "key", "value")]
     row = _first_row(graph, x, name)
-    queries = graph.linear(row, query.weight, query.bias, f"{name}.query")
-    weight, bias = torch.cat([key.weight, value.weight]), torch.cat([key.bias, value.bias])
-    keys = graph.node("Split", [graph.linear(x, weight, bias, f"{name}.key_value")], f"{name}.split", outputs=2, axis=2)
-    inputs = [queries, keys, f"{keys}.1"] + ["", *mask] * bool(mask)
+    if graph.shared_layer:  # all rows' queries too, by the weights that are there already
+        weight, bias = _joined(projections)
+        product = graph.node("MatMul", [x, graph.weight(weight.T, f"{name}.weight")], f"{name}.projected.matmul")
+        projected = graph.node("Add", [product, graph.weight(bias, f"{name}.bias")], f"{name}.projected")
+        split = graph.node("Split", [projected], f"{name}.split", outputs=3, axis=2)
+        queries, keys, values = _first_row(graph, split, f"{name}.query"), f"{split}.1", f"{split}.2"
+    else:
+        queries = graph.linear(row, query.weight, query.bias, f"{name}.query")
+        projected = graph.linear(x, *_joined([key, value]), f"{name}.key_value")
+        keys = graph.node("Split", [projected], f"{name}.split", outputs=2, axis=2)
+        values = f"{keys}.1"
+    inputs = [queries, keys, values] + ["", *mask] * bool(mask)
     if position_bias:
         bounds = [graph.weight(np.array([i]), f"{name}.bias_{part}") for i, part in enumerate(("start", "end", "axis"))]
         row_bias = graph.node("Slice", [position_bias, *bounds], f"{name}.bias_row")

@@ -117,6 +117,7 @@ class _Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.written: set[str] = set()
         self.rounded: dict[str, list[str]] = {}
+        self.int8_weights: dict[str, list[str]] = {}  # those of ALBERT's one layer are used many times
 
     def copy(self, node: onnx.NodeProto) -> None:
         self.nodes.append(node)
@@ -127,10 +128,14 @@ class _Writer:
 
     def weight(self, name: str) -> list[str]:
         """Round a weight [in, out]; returns the names of the int8 weight and of its scale."""
+        if name in self.int8_weights:
+            return self.int8_weights[name]
         axis = 0 if self.recipe.per_channel else None
         values, scale = _rounded(numpy_helper.to_array(self.weights.pop(name)), axis, self.bits)
         scale = scale[0] if self.recipe.per_channel else scale.reshape(())
-        return [self.constant(values, f"{name}.int8"), self.constant(scale, f"{name}.scale")]
+        names = [self.constant(values, f"{name}.int8"), self.constant(scale, f"{name}.scale")]
+        self.int8_weights[name] = names
+        return names
 
     def matmul(self, node: onnx.NodeProto) -> None:
         """An int8 product, with the bias that is added to it."""

@@ -32,13 +32,14 @@ class Family:
     ffn_output: str
     ffn_norm: str
     embeddings: str
-    embeddings_project: str | None  # ELECTRA widens narrow embeddings after their layer norm
+    embeddings_project: str | None  # ELECTRA and ALBERT widen narrow embeddings after their layer norm
     head_dense: str
     head_activation: str
     head_output: str
     # RoBERTa numbers positions from pad_token_id + 1, the others from 0.
     positions_follow_padding: bool = False
     position_bias: str | None = None  # MPNet adds a bias of each head for each distance to the scores, in all layers
+    shared_layer: bool = False  # ALBERT's rows go through one layer num_hidden_layers times
 
 
 BERT_LAYER: dict[str, Any] = dict(
@@ -122,6 +123,24 @@ FAMILIES = {
         positions_follow_padding=True,
         position_bias="mpnet.encoder.relative_attention_bias",
     ),
+    "albert": Family(
+        layers="albert.encoder.albert_layer_groups.0.albert_layers",
+        self_attention="attention",
+        query="attention.query",
+        key="attention.key",
+        value="attention.value",
+        attention_output="attention.dense",
+        attention_norm="attention.LayerNorm",
+        ffn_input="ffn",
+        ffn_output="ffn_output",
+        ffn_norm="full_layer_layer_norm",
+        embeddings="albert.embeddings",
+        embeddings_project="albert.encoder.embedding_hidden_mapping_in",
+        head_dense="albert.pooler",
+        head_activation="tanh",
+        head_output="classifier",
+        shared_layer=True,
+    ),
 }
 
 
@@ -149,12 +168,23 @@ def num_positions(hub_config: PretrainedConfig) -> int | None:
     return positions
 
 
+def in_table(hub_config: PretrainedConfig) -> bool:
+    """Whether a row of the table describes a model; not where an ALBERT has more than one layer of weights."""
+    groups = getattr(hub_config, "num_hidden_groups", 1), getattr(hub_config, "inner_group_num", 1)
+    return hub_config.model_type in FAMILIES and groups == (1, 1)
+
+
 def family_of(model: PreTrainedModel) -> Family:
     """The row of the table for this model.
 
     Raises:
         UserError: it has none.
     """
+    if model.config.model_type in FAMILIES and not in_table(model.config):
+        raise UserError(
+            "the checkpoint's config.json says num_hidden_groups or inner_group_num: only an encoder of the family "
+            "'albert' whose layers share all weights is known, with 1 for both: use such a one"
+        )
     if model.config.model_type not in FAMILIES:
         raise UserError(
             f"the insides of an encoder of the family {model.config.model_type!r} are not known, only those of "
@@ -164,8 +194,14 @@ def family_of(model: PreTrainedModel) -> Family:
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The encoder's layers."""
+    """The encoder's layers, each once."""
     return model.get_submodule(family_of(model).layers)
+
+
+def layer_uses(model: PreTrainedModel) -> list[nn.Module]:
+    """The encoder's layers in the order in which a row goes through them: ALBERT's only one many times."""
+    layers = list(layers_of(model))
+    return layers * model.config.num_hidden_layers if family_of(model).shared_layer else layers
 
 
 def head_size_of(model: PreTrainedModel) -> int:
@@ -183,6 +219,12 @@ def layer_shapes(model: PreTrainedModel) -> list[tuple[int, int]]:
         )
         for layer in layers_of(model)
     ]
+
+
+def shapes_in_order(model: PreTrainedModel) -> list[tuple[int, int]]:
+    """As `layer_shapes`, of `layer_uses`."""
+    shapes = layer_shapes(model)
+    return shapes * (len(layer_uses(model)) // len(shapes))
 
 
 def takes_token_types(model: PreTrainedModel) -> bool:

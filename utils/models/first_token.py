@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from utils.models.families import FAMILIES, family_of, head_size_of, layer_shapes, layers_of
-from utils.models.modeling_pruned import project_context
+from utils.models.families import family_of, head_size_of, in_table, layer_shapes, layer_uses
+from utils.models.modeling_pruned import after_context
 
 
 @contextmanager
@@ -19,18 +19,25 @@ def first_token_only(model: PreTrainedModel) -> Iterator[None]:
     Logits and gradients stay the same, and a sixth of a 6-layer model's work, a third of a 3-layer one's, is not done.
     Not for losses that look at the last layer's states of all tokens. A model of an unknown family stays as it is.
     """
-    with _shortened(model) if model.config.model_type in FAMILIES else nullcontext():
+    with _shortened(model) if in_table(model.config) else nullcontext():
         yield
 
 
 @contextmanager
 def _shortened(model: PreTrainedModel) -> Iterator[None]:
-    family, layer, head_size = family_of(model), layers_of(model)[-1], head_size_of(model)
+    family, uses, head_size = family_of(model), layer_uses(model), head_size_of(model)
+    layer, num_uses, calls = uses[-1], uses.count(uses[-1]), 0
     attention = layer.get_submodule(family.self_attention)
     query, key, value = (layer.get_submodule(path) for path in (family.query, family.key, family.value))
+    dropout = attention.attention_dropout if hasattr(attention, "attention_dropout") else attention.dropout
+    attend_all = attention.forward
     of_all_tokens: list[torch.Tensor] = []
 
-    def keep_first(module: nn.Module, arguments: tuple) -> tuple:
+    def keep_first(module: nn.Module, arguments: tuple) -> tuple | None:
+        nonlocal calls
+        calls += 1
+        if calls % num_uses:  # an earlier use of ALBERT's one layer
+            return None
         of_all_tokens[:] = arguments[:1]
         return (arguments[0][:, :1], *arguments[1:])
 
@@ -41,8 +48,10 @@ def _shortened(model: PreTrainedModel) -> Iterator[None]:
         first: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_bias: torch.Tensor | None = None,
-        **_: object,
+        **named: object,
     ) -> tuple:
+        if not of_all_tokens:
+            return attend_all(first, attention_mask, **named)
         states = of_all_tokens.pop()
         mask = None if attention_mask is None else attention_mask[..., :1, :]
         if position_bias is not None:  # MPNet's
@@ -51,9 +60,9 @@ def _shortened(model: PreTrainedModel) -> Iterator[None]:
         context = F.scaled_dot_product_attention(
             heads(query(first)), heads(key(states)), heads(value(states)),
             attn_mask=mask,
-            dropout_p=attention.dropout.p if attention.training else 0.0,
+            dropout_p=dropout.p if attention.training else 0.0,
         ).transpose(1, 2).flatten(2)  # fmt: skip
-        return project_context(attention, context), None
+        return after_context(attention, context, first), None
 
     hook = layer.register_forward_pre_hook(keep_first)
     if layer_shapes(model)[-1][0]:  # what stands in for an attention without heads takes any number of tokens

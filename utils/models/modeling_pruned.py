@@ -4,13 +4,14 @@
 
 transformers builds every layer alike, from config.json's hidden_size, num_attention_heads and intermediate_size. Here
 they get the shapes that pruning left, which config.json lists too: `layer_shapes` holds (attention heads, FFN neurons)
-of every layer, `layer_paths` the names of a layer's parts in this family. It must not import anything but torch and
-transformers.
+of every layer, of ALBERT's only one, and `layer_paths` the names of a layer's parts in this family. It must not import
+anything but torch and transformers.
 """
 
 import torch
 from torch import nn
 from transformers import (
+    AlbertForSequenceClassification,
     BertForSequenceClassification,
     CamembertForSequenceClassification,
     DistilBertForSequenceClassification,
@@ -34,14 +35,19 @@ class NoAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, None]:
         context = hidden_states.new_zeros(*hidden_states.shape[:-1], 0)
-        return project_context(self, context), None
+        return after_context(self, context, hidden_states), None
 
 
-def project_context(attention: nn.Module, context: torch.Tensor) -> torch.Tensor:
-    """What a self-attention gives for the context of its heads: DistilBERT's and MPNet's include the projection."""
-    for name in ("out_lin", "o"):
+def after_context(attention: nn.Module, context: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """What a self-attention gives for the context of its heads, where `states` came in.
+
+    That of DistilBERT, MPNet and ALBERT includes the output projection, that of ALBERT also the sum and its norm.
+    """
+    for name in ("out_lin", "o", "dense"):
         if hasattr(attention, name):
-            return getattr(attention, name)(context)
+            context = getattr(attention, name)(context)
+    if hasattr(attention, "LayerNorm"):
+        context = attention.LayerNorm(states + attention.output_dropout(context))
     return context
 
 
@@ -52,7 +58,7 @@ class PrunedMPNetAttention(nn.Module):
         super().__init__()
         for name, child in attention.named_children():
             self.add_module(name, child)
-        self.head_size = attention.attention_head_size
+        self.head_size, self.training = attention.attention_head_size, attention.training
         self.register_buffer("heads", heads)
 
     def forward(
@@ -165,6 +171,12 @@ class PrunedMPNetForSequenceClassification(MPNetForSequenceClassification):
         shape_layers(self)
 
 
+class PrunedAlbertForSequenceClassification(AlbertForSequenceClassification):
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        shape_layers(self)
+
+
 PRUNED_CLASSES = {
     "bert": PrunedBertForSequenceClassification,
     "roberta": PrunedRobertaForSequenceClassification,
@@ -173,4 +185,5 @@ PRUNED_CLASSES = {
     "xlm-roberta": PrunedXLMRobertaForSequenceClassification,
     "camembert": PrunedCamembertForSequenceClassification,
     "mpnet": PrunedMPNetForSequenceClassification,
+    "albert": PrunedAlbertForSequenceClassification,
 }

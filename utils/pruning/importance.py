@@ -95,6 +95,7 @@ def _row_gradients(
     gradients: list[list[torch.Tensor]] = []
     try:
         for batch in batches:
+            masks[:] = [torch.empty(0)] * len(masks)
             logits = model(**model_inputs(model, batch)).logits
             labels = torch.as_tensor(batch["labels"]) if target == "labels" else logits.argmax(-1)
             loss = F.cross_entropy(logits, labels.to(model.device), reduction="sum")
@@ -201,8 +202,11 @@ def _mask_inputs(linear: nn.Linear, masks: list[torch.Tensor], index: int, width
 
     def hook(module: nn.Linear, arguments: tuple) -> tuple:
         (states,) = arguments
-        mask = torch.ones(states.shape[0], states.shape[-1] // width, device=states.device, requires_grad=True)
-        masks[index] = mask
+        if not masks[index].requires_grad:  # ALBERT uses its one layer many times, with one mask
+            masks[index] = torch.ones(
+                states.shape[0], states.shape[-1] // width, device=states.device, requires_grad=True
+            )
+        mask = masks[index]
         return (states * mask.repeat_interleave(width, dim=1)[:, None, :],)
 
     return linear.register_forward_pre_hook(hook)

@@ -107,13 +107,14 @@ def shape_like(model: PreTrainedModel, shapes: list[tuple[int, int]], hidden_siz
 
 
 def keep_layers(model: PreTrainedModel, indices: list[int]) -> None:
-    """Keep only the encoder layers with these indices, in this order, in place.
+    """Keep only the encoder layers with these indices, in this order, in place; of ALBERT's one, as many uses.
 
     Raises:
         UserError: the model's family is not in `utils.models.families`.
     """
-    layers = layers_of(model)
-    model.set_submodule(family_of(model).layers, nn.ModuleList([layers[i] for i in indices]))
+    layers, family = layers_of(model), family_of(model)
+    if not family.shared_layer:
+        model.set_submodule(family.layers, nn.ModuleList([layers[i] for i in indices]))
     model.config.num_hidden_layers = len(indices)
 
 

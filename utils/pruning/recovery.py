@@ -53,6 +53,9 @@ def recover(
     family = family_of(pruned)
     columns = slice(None) if hidden_units is None else hidden_units
     states = [_enter(pruned, whole, batch) for batch in batches]
+    if family.shared_layer:
+        _recover_shared(pruned, whole, states, columns, ridge)
+        return
     layers = list(zip(layers_of(pruned), layers_of(whole), strict=True))
     for index, (layer, original) in enumerate(layers):
         targets = []
@@ -67,13 +70,40 @@ def recover(
             gram, moment = 0, 0
             for batch, sums in zip(states, targets, strict=True):
                 (features, total), _ = _run(layer, batch.pruned, batch, (output, norm))
-                rows = features[batch.tokens]
-                rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-                gram = gram + (rows.T @ rows).cpu().double()  # not every device has doubles
-                moment = moment + (rows.T @ (sums[part] - total)[batch.tokens]).cpu().double()
+                products = _products(features[batch.tokens], (sums[part] - total)[batch.tokens])
+                gram, moment = gram + products[0], moment + products[1]
             _change(layer.get_submodule(output), gram, moment, ridge)
         for batch in states:
             _, batch.pruned = _run(layer, batch.pruned, batch, ())
+
+
+def _recover_shared(
+    pruned: PreTrainedModel,
+    whole: PreTrainedModel,
+    states: list[_Batch],
+    columns: slice | torch.Tensor,
+    ridge: float,
+) -> None:
+    """As `recover`, for the one layer of an ALBERT: its projections are fitted to all of its uses at once.
+
+    What goes into a use is the whole model's, so that one fit does not change what the others are for.
+    """
+    family, num_uses = family_of(pruned), pruned.config.num_hidden_layers
+    layer, original = layers_of(pruned)[0], layers_of(whole)[0]
+    for output, norm in ((family.attention_output, family.attention_norm), (family.ffn_output, family.ffn_norm)):
+        gram, moment = 0, 0
+        for batch in states:
+            x = batch.whole
+            for use in range(num_uses):
+                # Only the first token of the last layer reaches the classifier.
+                tokens = batch.tokens & (
+                    torch.arange(x.shape[1], device=x.device) < (1 if use == num_uses - 1 else x.shape[1])
+                )
+                (features, total), _ = _run(layer, x[..., columns], batch, (output, norm))
+                (target,), x = _run(original, x, batch, (norm,))
+                products = _products(features[tokens], (target[..., columns] - total)[tokens])
+                gram, moment = gram + products[0], moment + products[1]
+        _change(layer.get_submodule(output), gram, moment, ridge)
 
 
 def _enter(pruned: PreTrainedModel, whole: PreTrainedModel, batch: dict) -> _Batch:
@@ -123,6 +153,12 @@ def _run(layer: nn.Module, x: torch.Tensor, batch: _Batch, paths: tuple[str, ...
             hook.remove()
     # MPNet's layers return a tuple.
     return [inputs[path] for path in paths], output[0] if isinstance(output, tuple) else output
+
+
+def _products(features: torch.Tensor, missing: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What rows add to `_change`'s gram and moment: features [rows, inputs], what their sums lack [rows, outputs]."""
+    rows = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+    return (rows.T @ rows).cpu().double(), (rows.T @ missing).cpu().double()  # not every device has doubles
 
 
 def _change(projection: nn.Linear, gram: torch.Tensor, moment: torch.Tensor, ridge: float) -> None:
