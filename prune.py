@@ -43,7 +43,7 @@ from utils.data.tables import Data, lengths, load_data
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import fingerprint, load_model, save_checkpoint
 from utils.models.config import load_config
-from utils.models.families import head_size_of, layer_shapes, layer_uses
+from utils.models.families import first_position, head_size_of, layer_shapes, layer_uses
 from utils.pruning.budget import fit_macs, next_size, uniform
 from utils.pruning.importance import GRADIENT_SCORES
 from utils.pruning.latency_budget import fit_latency
@@ -235,7 +235,7 @@ def main() -> None:
 
     if args.prune_vocabulary:
         size = len(tokenizer)
-        tokenizer, old_ids = smaller_tokenizer(tokenizer, used_ids(data.splits.values()))
+        tokenizer, old_ids = smaller_tokenizer(tokenizer, used_ids(data.splits.values(), first_position(model.config)))
         prune_embeddings(model, old_ids, tokenizer)
         again = "run preprocess.py with the pruned checkpoint before the next step"
         logger.info("[Vocabulary] : %d of %d tokens kept: %s", len(tokenizer), size, again)

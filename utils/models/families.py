@@ -156,16 +156,21 @@ def positions_follow_padding(hub_config: PretrainedConfig) -> bool:
     return family.positions_follow_padding if family else hub_config.model_type in POSITIONS_FOLLOW_PADDING
 
 
+def first_position(hub_config: PretrainedConfig) -> int:
+    """The position of a row's first token: 0, or the number of the padding token and 1."""
+    if not positions_follow_padding(hub_config):
+        return 0
+    # MPNet's 1 is fixed in its code.
+    padding = 1 if hub_config.model_type == "mpnet" else hub_config.pad_token_id
+    return (padding or 0) + 1
+
+
 def num_positions(hub_config: PretrainedConfig) -> int | None:
     """How many tokens a model has positions for, special tokens included; None where it has no limit."""
     positions = getattr(hub_config, "max_position_embeddings", None)
     if positions is None or positions < 1:
         return None
-    if positions_follow_padding(hub_config):
-        # MPNet's 1 is fixed in its code.
-        padding = 1 if hub_config.model_type == "mpnet" else hub_config.pad_token_id
-        positions -= (padding or 0) + 1
-    return positions
+    return positions - first_position(hub_config)
 
 
 def in_table(hub_config: PretrainedConfig) -> bool:
