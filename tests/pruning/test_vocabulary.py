@@ -90,6 +90,18 @@ def test_unigrams_best_split_stays_the_best():
         assert len(smaller) < len(whole)
 
 
+def test_an_unknown_character_counts_as_before():
+    """Less than the piece of lowest score, which these texts do not have."""
+    scores = {"za": -15.0, "abcdef": -3.0, "qq": -200.0} | dict.fromkeys("bcdef", -15.0)
+    vocabulary = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")] + list(scores.items())
+    names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    whole = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram(vocabulary, 3)), **names)
+    texts = ["zabcdef", "abcdef"]
+    assert whole.tokenize(texts[0]) == ["za", *"bcdef"]
+    smaller, _ = smaller_tokenizer(whole, np.unique(np.concatenate(whole(texts)["input_ids"])))
+    assert [smaller.tokenize(text) for text in texts] == [whole.tokenize(text) for text in texts]
+
+
 @pytest.mark.parametrize(("family", "make"), [("bert", wordpiece), ("xlm-roberta", unigram), ("camembert", camembert)])
 def test_predictions_stay_the_same_to_the_bit(family, make, project, tmp_path):
     steps = project(family)
