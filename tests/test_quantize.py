@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
 from quantize import VersionResult, choose
-from utils.export.fused import WORDS
+from utils.export.graph import WORDS
 from utils.export.int8 import CANDIDATES
 from utils.measuring import timing
 from utils.models.classifier import load_model

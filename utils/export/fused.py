@@ -3,7 +3,7 @@
 No exporter and no pattern matching: every layer is written with onnxruntime's own fused operators, each with its own
 number of heads and neurons, so that a pruned model is fused as fully as a whole one. The fusions are those of
 onnxruntime's transformer optimizer (https://onnxruntime.ai/docs/performance/transformers-optimization.html), but for
-one: see `_Graph.sum_norm`. Only the [CLS] row of the last layer reaches the classifier, so that layer computes its
+one: see `Graph.sum_norm`. Only the [CLS] row of the last layer reaches the classifier, so that layer computes its
 query, attention output and FFN for that one row, which is exact. Rows of equal length need no attention mask: their
 graph is written without one, which is exact too.
 """
@@ -13,17 +13,13 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import nn
 from transformers import PreTrainedModel
 
+from utils.export.graph import ACTIVATIONS, HIDDEN_ACTIVATIONS, IR_VERSION, MICROSOFT, OPSET, WORDS, Graph
 from utils.models.families import Family, family_of, head_size_of, layers_of, takes_token_types
 from utils.system.errors import UserError
-
-# Opset and IR version old enough for the onnxruntime releases of the last years, in any language.
-OPSET, IR_VERSION = 17, 8
-MICROSOFT = "com.microsoft"
-WORDS = "word.weight"
 
 # A layer's entries in the table of families.
 LAYER_PARTS = (
@@ -36,52 +32,6 @@ LAYER_PARTS = (
     "ffn_output",
     "ffn_norm",
 )
-
-# transformers' name of an activation -> its operator and the operator's domain.
-ACTIVATIONS = {
-    "gelu": ("Gelu", MICROSOFT),
-    "gelu_new": ("FastGelu", MICROSOFT),
-    "relu": ("Relu", ""),
-    "tanh": ("Tanh", ""),
-}
-HIDDEN_ACTIVATIONS = ("gelu", "gelu_new", "relu")
-
-
-class _Graph:
-    """The nodes and weights written so far; each call returns the name of the tensor that it made."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-
-    def weight(self, value: torch.Tensor | np.ndarray, name: str) -> str:
-        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return name
-
-    def node(self, op: str, inputs: list[str], name: str, domain: str = "", outputs: int = 1, **attributes) -> str:
-        names = [name] + [f"{name}.{i}" for i in range(1, outputs)]
-        self.nodes.append(helper.make_node(op, inputs, names, name=name, domain=domain, **attributes))
-        return name
-
-    def linear(self, x: str, weight: torch.Tensor, bias: torch.Tensor, name: str) -> str:
-        """x times the transpose of a torch Linear's weight [out, in], plus its bias [out]."""
-        product = self.node("MatMul", [x, self.weight(weight.T, f"{name}.weight")], f"{name}.matmul")
-        return self.node("Add", [product, self.weight(bias, f"{name}.bias")], name)
-
-    def sum_norm(self, x: str, negated: str, norm: nn.LayerNorm, name: str) -> str:
-        """LayerNorm(x - negated).
-
-        Sums are written as differences, exactly: onnxruntime would fuse a sum and a LayerNormalization into
-        SkipLayerNormalization, whose CPU kernel takes four to seven times as long as the two apart.
-        """
-        total = self.node("Sub", [x, negated], f"{name}.sum")
-        scale = [self.weight(norm.weight, f"{name}.gamma"), self.weight(norm.bias, f"{name}.beta")]
-        return self.node("LayerNormalization", [total, *scale], name, epsilon=norm.eps)
-
-    def skip_norm(self, x: str, linear: nn.Linear, skip: str, norm: nn.LayerNorm, name: str) -> str:
-        """LayerNorm(skip + Linear(x))."""
-        return self.sum_norm(skip, self.linear(x, -linear.weight, -linear.bias, f"{name}.negated"), norm, name)
 
 
 def build_graph(model: PreTrainedModel, masked: bool = True) -> onnx.ModelProto:
@@ -98,7 +48,7 @@ def build_graph(model: PreTrainedModel, masked: bool = True) -> onnx.ModelProto:
     """
     family = family_of(model)
     activation = _check_supported(model)
-    graph = _Graph()
+    graph = Graph()
     inputs = ["input_ids"] + ["attention_mask"] * masked + ["token_type_ids"] * takes_token_types(model)
 
     x = _embeddings(graph, model, family)
@@ -135,7 +85,7 @@ def _check_supported(model: PreTrainedModel) -> str:
     return activation
 
 
-def _embeddings(graph: _Graph, model: PreTrainedModel, family: Family) -> str:
+def _embeddings(graph: Graph, model: PreTrainedModel, family: Family) -> str:
     """Sum of word, position and token type embeddings, normalized: [batch, sequence, hidden]."""
     embeddings = model.get_submodule(family.embeddings)
     # Negative, for `sum_norm`.
@@ -163,7 +113,7 @@ def _embeddings(graph: _Graph, model: PreTrainedModel, family: Family) -> str:
     return x
 
 
-def _positions_after_padding(graph: _Graph, padding_id: int) -> str:
+def _positions_after_padding(graph: Graph, padding_id: int) -> str:
     """Position ids as transformers numbers RoBERTa's: padding_id + 1, 2, ... for tokens, padding_id for padding."""
     padding = graph.weight(np.array(padding_id), "positions.padding_id")
     is_padding = graph.node("Equal", ["input_ids", padding], "positions.is_padding")
@@ -175,7 +125,7 @@ def _positions_after_padding(graph: _Graph, padding_id: int) -> str:
 
 
 def _layer(
-    graph: _Graph,
+    graph: Graph,
     x: str,
     mask: list[str],
     parts: dict[str, nn.Module],
@@ -199,7 +149,7 @@ def _layer(
 
 
 def _attention(
-    graph: _Graph, x: str, mask: list[str], parts: dict[str, nn.Module], head_size: int, name: str
+    graph: Graph, x: str, mask: list[str], parts: dict[str, nn.Module], head_size: int, name: str
 ) -> tuple[str, str]:
     """Self-attention of every row; returns the context and the rows, both [batch, sequence, ...]."""
     projections = [parts[part] for part in ("query", "key", "value")]
@@ -217,7 +167,7 @@ def _attention(
 
 
 def _cls_attention(
-    graph: _Graph, x: str, mask: list[str], parts: dict[str, nn.Module], head_size: int, name: str
+    graph: Graph, x: str, mask: list[str], parts: dict[str, nn.Module], head_size: int, name: str
 ) -> tuple[str, str]:
     """Attention of the first row to all rows; returns the context and the row, both [batch, 1, ...]."""
     query, key, value = (parts[part] for part in ("query", "key", "value"))
@@ -230,12 +180,12 @@ def _cls_attention(
     return graph.node("MultiHeadAttention", inputs, name, MICROSOFT, num_heads=num_heads), row
 
 
-def _first_row(graph: _Graph, x: str, name: str) -> str:
+def _first_row(graph: Graph, x: str, name: str) -> str:
     start, end = (graph.weight(np.array([i]), f"{name}.{bound}") for i, bound in ((0, "start"), (1, "end")))
     return graph.node("Slice", [x, start, end, end], f"{name}.row")
 
 
-def _head(graph: _Graph, model: PreTrainedModel, family: Family, x: str) -> None:
+def _head(graph: Graph, model: PreTrainedModel, family: Family, x: str) -> None:
     """Logits [batch, labels] of the one row left: [batch, 1, hidden]."""
     axis = graph.weight(np.array([1]), "head.axis")
     x = graph.node("Squeeze", [x, axis], "head.row")

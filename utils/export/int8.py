@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from utils.export.fused import MICROSOFT, WORDS
+from utils.export.graph import MICROSOFT, WORDS
 
 # Bits of a weight. Without VNNI, AVX2 sums pairs of products of an 8-bit activation and an 8-bit weight in 16 bits,
 # which saturates; with one bit less it cannot.
