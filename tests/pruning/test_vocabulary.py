@@ -52,10 +52,11 @@ def test_texts_are_tokenized_as_before(make):
     assert smaller.unk_token_id not in spelled and len(spelled) > len(whole("thriller")["input_ids"])
 
 
-def test_predictions_stay_the_same_to_the_bit(project, tmp_path):
-    steps = project("bert")
-    tokenizer = wordpiece()
-    steps.encoder = make_encoder(tmp_path / "encoder", "bert", tokenizer)
+@pytest.mark.parametrize(("family", "make"), [("bert", wordpiece), ("modernbert", bpe)])
+def test_predictions_stay_the_same_to_the_bit(project, tmp_path, family, make):
+    steps = project(family)
+    tokenizer = make()
+    steps.encoder = make_encoder(tmp_path / "encoder", family, tokenizer)
     lines = [f"{text}\t{i % 2}\n" for i, text in enumerate(CORPUS)]
     for split in ("train", "valid", "test"):
         (steps.data / f"{split}.txt").write_text("".join(lines))
@@ -66,7 +67,7 @@ def test_predictions_stay_the_same_to_the_bit(project, tmp_path):
     assert size < len(tokenizer)
     outputs = []
     for folder in ("teacher", "pruned"):
-        model = load_model(str(tmp_path / folder), "--flag", Config("bert", 16), ["0", "1"])
+        model = load_model(str(tmp_path / folder), "--flag", Config(family, 16), ["0", "1"])
         batch = load_tokenizer(str(tmp_path / folder), "--flag")(CORPUS, padding=True, return_tensors="pt")
         with torch.no_grad():
             outputs.append(model(**batch).logits)

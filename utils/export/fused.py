@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 from torch import nn
 from transformers import PreTrainedModel
 
-from utils.export.graph import ACTIVATIONS, HIDDEN_ACTIVATIONS, IR_VERSION, MICROSOFT, OPSET, WORDS, Graph
+from utils.export.fused_modernbert import write_modernbert
+from utils.export.graph import ACTIVATIONS, HIDDEN_ACTIVATIONS, IR_VERSION, MICROSOFT, OPSET, WORDS, Graph, NotFusable
 from utils.models.families import Family, family_of, head_size_of, layers_of, takes_token_types
 from utils.system.errors import UserError
 
@@ -44,21 +45,11 @@ def build_graph(model: PreTrainedModel, masked: bool = True) -> onnx.ModelProto:
         masked: False leaves `attention_mask` out: faster, for batches without padding.
 
     Raises:
-        UserError: the model has a part that the fused operators cannot compute exactly.
+        NotFusable: the model has a part that the fused operators cannot compute exactly.
     """
-    family = family_of(model)
-    activation = _check_supported(model)
     graph = Graph()
+    WRITERS.get(model.config.model_type, _write)(graph, model, masked)
     inputs = ["input_ids"] + ["attention_mask"] * masked + ["token_type_ids"] * takes_token_types(model)
-
-    x = _embeddings(graph, model, family)
-    mask = [graph.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)] if masked else []
-    layers = layers_of(model)
-    for index, layer in enumerate(layers):
-        attend = _cls_attention if index == len(layers) - 1 else _attention
-        parts = {part: layer.get_submodule(getattr(family, part)) for part in LAYER_PARTS}
-        x = _layer(graph, x, mask, parts, attend, head_size_of(model), activation, f"layer.{index}")
-    _head(graph, model, family, x)
 
     axes = ["batch", "sequence"]
     proto = helper.make_graph(
@@ -72,13 +63,31 @@ def build_graph(model: PreTrainedModel, masked: bool = True) -> onnx.ModelProto:
     return helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fastformers")
 
 
+def _write(graph: Graph, model: PreTrainedModel, masked: bool) -> None:
+    """The layers as BERT has them: attention and FFN, a norm behind each."""
+    family = family_of(model)
+    activation = _check_supported(model)
+    x = _embeddings(graph, model, family)
+    mask = [graph.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)] if masked else []
+    layers = layers_of(model)
+    for index, layer in enumerate(layers):
+        attend = _cls_attention if index == len(layers) - 1 else _attention
+        parts = {part: layer.get_submodule(getattr(family, part)) for part in LAYER_PARTS}
+        x = _layer(graph, x, mask, parts, attend, head_size_of(model), activation, f"layer.{index}")
+    _head(graph, model, family, x)
+
+
+# What writes a family whose layers are built in another way.
+WRITERS: dict[str, Callable[[Graph, PreTrainedModel, bool], None]] = {"modernbert": write_modernbert}
+
+
 def _check_supported(model: PreTrainedModel) -> str:
     config = model.config
     activation = config.activation if config.model_type == "distilbert" else config.hidden_act
     if activation not in HIDDEN_ACTIVATIONS:
-        raise UserError(
+        raise NotFusable(
             f"the model's hidden activation is {activation!r} but only {', '.join(HIDDEN_ACTIVATIONS)} can be "
-            "written as a fused graph: set it in the checkpoint's config.json and train again"
+            "written as a fused graph"
         )
     if getattr(config, "is_decoder", False):
         raise UserError("the checkpoint's config.json says is_decoder: set it to false, a classifier is an encoder")
@@ -140,7 +149,7 @@ def _layer(
         context, x = attend(graph, x, mask, parts, head_size, f"{name}.attention")
         x = graph.skip_norm(context, output, x, norm, f"{name}.attention_norm")
     else:  # no head was kept
-        x = _first_row(graph, x, name) if attend is _cls_attention else x
+        x = graph.first_row(x, name) if attend is _cls_attention else x
         x = graph.sum_norm(x, graph.weight(-output.bias, f"{name}.no_attention"), norm, f"{name}.attention_norm")
     hidden = graph.linear(x, parts["ffn_input"].weight, parts["ffn_input"].bias, f"{name}.ffn_input")
     operator, domain = ACTIVATIONS[activation]
@@ -171,18 +180,13 @@ def _cls_attention(
 ) -> tuple[str, str]:
     """Attention of the first row to all rows; returns the context and the row, both [batch, 1, ...]."""
     query, key, value = (parts[part] for part in ("query", "key", "value"))
-    row = _first_row(graph, x, name)
+    row = graph.first_row(x, name)
     queries = graph.linear(row, query.weight, query.bias, f"{name}.query")
     weight, bias = torch.cat([key.weight, value.weight]), torch.cat([key.bias, value.bias])
     keys = graph.node("Split", [graph.linear(x, weight, bias, f"{name}.key_value")], f"{name}.split", outputs=2, axis=2)
     inputs = [queries, keys, f"{keys}.1"] + ["", *mask] * bool(mask)
     num_heads = query.out_features // head_size
     return graph.node("MultiHeadAttention", inputs, name, MICROSOFT, num_heads=num_heads), row
-
-
-def _first_row(graph: Graph, x: str, name: str) -> str:
-    start, end = (graph.weight(np.array([i]), f"{name}.{bound}") for i, bound in ((0, "start"), (1, "end")))
-    return graph.node("Slice", [x, start, end, end], f"{name}.row")
 
 
 def _head(graph: Graph, model: PreTrainedModel, family: Family, x: str) -> None:

@@ -6,6 +6,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
+from utils.system.errors import UserError
+
 # Opset and IR version old enough for the onnxruntime releases of the last years, in any language.
 OPSET, IR_VERSION = 17, 8
 MICROSOFT = "com.microsoft"
@@ -19,6 +21,10 @@ ACTIVATIONS = {
     "tanh": ("Tanh", ""),
 }
 HIDDEN_ACTIVATIONS = ("gelu", "gelu_new", "relu")
+
+
+class NotFusable(UserError):
+    """A model has a part that the fused operators cannot compute exactly."""
 
 
 class Graph:
@@ -38,9 +44,11 @@ class Graph:
         self.nodes.append(helper.make_node(op, inputs, names, name=name, domain=domain, **attributes))
         return name
 
-    def linear(self, x: str, weight: torch.Tensor, bias: torch.Tensor, name: str) -> str:
-        """x times the transpose of a torch Linear's weight [out, in], plus its bias [out]."""
+    def linear(self, x: str, weight: torch.Tensor, bias: torch.Tensor | None, name: str) -> str:
+        """x times the transpose of a torch Linear's weight [out, in], plus its bias [out] where it has one."""
         product = self.node("MatMul", [x, self.weight(weight.T, f"{name}.weight")], f"{name}.matmul")
+        if bias is None:
+            return product
         return self.node("Add", [product, self.weight(bias, f"{name}.bias")], name)
 
     def sum_norm(self, x: str, negated: str, norm: nn.LayerNorm, name: str) -> str:
@@ -49,9 +57,18 @@ class Graph:
         Sums are written as differences, exactly: onnxruntime would fuse a sum and a LayerNormalization into
         SkipLayerNormalization, whose CPU kernel takes four to seven times as long as the two apart.
         """
-        total = self.node("Sub", [x, negated], f"{name}.sum")
-        scale = [self.weight(norm.weight, f"{name}.gamma"), self.weight(norm.bias, f"{name}.beta")]
-        return self.node("LayerNormalization", [total, *scale], name, epsilon=norm.eps)
+        return self.norm(self.node("Sub", [x, negated], f"{name}.sum"), norm, name)
+
+    def norm(self, x: str, norm: nn.LayerNorm, name: str) -> str:
+        """LayerNorm(x)."""
+        scale = [self.weight(norm.weight, f"{name}.gamma")]
+        scale += [] if norm.bias is None else [self.weight(norm.bias, f"{name}.beta")]
+        return self.node("LayerNormalization", [x, *scale], name, epsilon=norm.eps)
+
+    def first_row(self, x: str, name: str) -> str:
+        """The first token of every row: [batch, 1, ...]."""
+        start, end = (self.weight(np.array([i]), f"{name}.{bound}") for i, bound in ((0, "start"), (1, "end")))
+        return self.node("Slice", [x, start, end, end], f"{name}.row")
 
     def skip_norm(self, x: str, linear: nn.Linear, skip: str, norm: nn.LayerNorm, name: str) -> str:
         """LayerNorm(skip + Linear(x))."""

@@ -14,6 +14,7 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertForSequenceClassification,
     ElectraForSequenceClassification,
+    ModernBertForSequenceClassification,
     PreTrainedModel,
     RobertaForSequenceClassification,
 )
@@ -30,14 +31,18 @@ class NoAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, None]:
         context = hidden_states.new_zeros(*hidden_states.shape[:-1], 0)
-        # DistilBERT's self-attention includes its output projection, the others' do not.
-        return (self.out_lin(context) if hasattr(self, "out_lin") else context), None
+        # DistilBERT's and ModernBERT's self-attention include their output projection, the others' do not.
+        for name in ("out_lin", "Wo"):
+            if hasattr(self, name):
+                context = getattr(self, name)(context)
+        return context, None
 
 
 def shape_layers(model: PreTrainedModel) -> None:
     """Give the layers of a freshly built model the shapes in its config, in place."""
     paths, config = model.config.layer_paths, model.config
     head_size = config.hidden_size // config.num_attention_heads
+    packed = paths.get("packed", {})  # checkpoints of before have none
     for layer, (num_heads, num_neurons) in zip(model.get_submodule(paths["layers"]), config.layer_shapes, strict=True):
         width, hidden = num_heads * head_size, config.hidden_size
         for part, outputs, inputs in [
@@ -49,14 +54,16 @@ def shape_layers(model: PreTrainedModel) -> None:
             ("ffn_output", hidden, num_neurons),
         ]:
             linear = layer.get_submodule(paths[part])
-            resize_linear(linear, linear.weight.new_empty(outputs, inputs), linear.bias.new_empty(outputs))
+            outputs *= packed.get(paths[part], 1)
+            bias = None if linear.bias is None else linear.bias.new_empty(outputs)
+            resize_linear(linear, linear.weight.new_empty(outputs, inputs), bias)
         if not num_heads:
             drop_attention(layer, paths["self_attention"])
 
 
-def resize_linear(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    """Give a Linear another weight [outputs, inputs] and bias [outputs], in place."""
-    linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+def resize_linear(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Give a Linear another weight [outputs, inputs] and bias [outputs], or none, in place."""
+    linear.weight, linear.bias = nn.Parameter(weight), None if bias is None else nn.Parameter(bias)
     linear.out_features, linear.in_features = weight.shape
 
 
@@ -89,9 +96,19 @@ class PrunedElectraForSequenceClassification(ElectraForSequenceClassification):
         shape_layers(self)
 
 
+class PrunedModernBertForSequenceClassification(ModernBertForSequenceClassification):
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        if config.first_layer_norm:  # where the first layer was removed: that one alone has no norm
+            first = self.model.layers[0]
+            first.attn_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+        shape_layers(self)
+
+
 PRUNED_CLASSES = {
     "bert": PrunedBertForSequenceClassification,
     "roberta": PrunedRobertaForSequenceClassification,
     "distilbert": PrunedDistilBertForSequenceClassification,
     "electra": PrunedElectraForSequenceClassification,
+    "modernbert": PrunedModernBertForSequenceClassification,
 }

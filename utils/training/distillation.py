@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from utils.models.classifier import model_inputs
-from utils.models.families import family_of, layer_shapes, layers_of
+from utils.models.families import family_of, layer_shapes, layers_of, projections
 from utils.models.first_token import first_token_only
 from utils.system.errors import UserError
 from utils.training.loop import RowLosses
@@ -154,8 +154,12 @@ def _queries_keys_values(model: PreTrainedModel, index: int) -> Iterator[list[to
     """A list that gets a layer's queries, keys and values, each [batch, length, width], when the model runs."""
     family, layer = family_of(model), layers_of(model)[index]
     parts: list[torch.Tensor] = []
-    projections = [layer.get_submodule(path) for path in (family.query, family.key, family.value)]
-    hooks = [linear.register_forward_hook(lambda _, inputs, output: parts.append(output)) for linear in projections]
+    paths = projections(family)
+
+    def keep(linear: nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
+        parts.extend(output.chunk(3 // len(paths), -1))
+
+    hooks = [layer.get_submodule(path).register_forward_hook(keep) for path in paths]
     try:
         yield parts
     finally:
