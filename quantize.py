@@ -40,7 +40,8 @@ from utils.arguments import (
 )
 from utils.data.tables import Data, collate, evenly_spaced, load_data, row_labels
 from utils.export.fused import build_graph
-from utils.export.int8 import CANDIDATES, WEIGHT_BITS, calibrate, detect_cpu, quantize_int8
+from utils.export.graph import NotFusable
+from utils.export.int8 import WEIGHT_BITS, calibrate, candidates_for, detect_cpu, quantize_int8
 from utils.export.model_dir import check_model_dir, write_model_dir
 from utils.export.plain import Graphs, export_plain, open_graph, quantize_plain, to_fp16
 from utils.export.verify import comparison_batches, largest_difference, pytorch_logits
@@ -128,15 +129,20 @@ def export(model: PreTrainedModel) -> Graphs:
     """The model's fp32 graphs: `GRAPH` and, where fused, `UNPADDED_GRAPH`.
 
     Raises:
-        UserError: as `build_graph` and `export_plain`.
+        UserError: as `export_plain`, or the model is a decoder.
     """
+    reason = f"the family {model.config.model_type!r} is not one of {', '.join(FAMILIES)}"
+    if model.config.model_type in FAMILIES:
+        reason = "this ALBERT has more than one layer of weights (num_hidden_groups, inner_group_num)"
     if in_table(model.config):
-        return {GRAPH: build_graph(model), UNPADDED_GRAPH: build_graph(model, masked=False)}
+        try:
+            return {GRAPH: build_graph(model), UNPADDED_GRAPH: build_graph(model, masked=False)}
+        except NotFusable as error:
+            reason = str(error)
     logger.warning(
-        "[Export] : the family %r is not one of %s, so nothing is fused beyond what onnxruntime finds itself: every "
-        "row is computed in every layer, and padding is masked even where there is none",
-        model.config.model_type,
-        ", ".join(FAMILIES),
+        "[Export] : %s, so nothing is fused beyond what onnxruntime finds itself: every row is computed in every "
+        "layer, and padding is masked even where there is none",
+        reason,
     )
     return {GRAPH: export_plain(model)}
 
@@ -155,7 +161,7 @@ def int8_candidates(graphs: Graphs, data: Data, pad_token_id: int, bits: int, ca
     ranges = cached("ranges", measured_ranges)
     return {
         name: {file: quantize_int8(graph, recipe, bits, ranges) for file, graph in graphs.items()}
-        for name, recipe in CANDIDATES.items()
+        for name, recipe in candidates_for(graphs[GRAPH]).items()
     }
 
 

@@ -9,7 +9,8 @@ from conftest import make_batch, make_model
 from onnx import numpy_helper
 from transformers import AutoModelForSequenceClassification
 
-from utils.export.fused import WORDS, build_graph
+from utils.export.fused import build_graph
+from utils.export.graph import WORDS
 from utils.export.int8 import CANDIDATES, FFN_OUTPUT, Recipe, calibrate, detect_cpu, quantize_int8
 from utils.export.plain import export_plain, quantize_plain, save_graphs, to_fp16
 from utils.export.verify import compare_logits

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import FAMILY_NAMES, logits, make_batch
 
+from utils.models.classifier import set_dropout
 from utils.models.families import family_of, layer_uses, layers_of
 from utils.models.first_token import first_token_only
 from utils.pruning.narrow import narrow_layer
@@ -51,9 +52,20 @@ def test_pruned_last_layer(model, heads):
     assert whole.std() > 0
 
 
+@pytest.mark.parametrize("model", ["modernbert"], indirect=True)
+def test_a_classifier_of_all_tokens_gets_all(model):
+    batch, of_first = make_batch(), logits(model, make_batch())
+    model.config.classifier_pooling = "mean"
+    of_all = logits(model, batch)
+    assert (of_all - of_first).abs().max() > 1e-3
+    with first_token_only(model):
+        torch.testing.assert_close(logits(model, batch), of_all)
+
+
+@pytest.mark.parametrize("model", ["bert", "modernbert"], indirect=True)
 def test_dropout_of_attention_is_applied_in_training(model):
     attention = layers_of(model)[-1].get_submodule(family_of(model).self_attention)
-    attention.dropout.p = 0.9
+    set_dropout(model, 0.9)
     model.eval()
     with first_token_only(model):
         before = logits(model, make_batch())

@@ -77,6 +77,28 @@ def test_keep_layers_uses_the_shared_layer_less_often(model):
     assert not torch.equal(expected.hidden_states[1], expected.hidden_states[2])
 
 
+@pytest.mark.parametrize("model", ["modernbert"], indirect=True)
+def test_a_first_layer_that_was_not_the_first(model, made, tmp_path):
+    """It keeps its norm, its window and its rotation, which transformers gives by a layer's number, when loaded again.
+
+    With the first layer, what is left needs no code.
+    """
+    tokenizer, batch = load_tokenizer(str(made["modernbert"] / "encoder"), "--flag"), make_batch()
+    for index, needs_code in [(1, True), (0, False)]:
+        one_layer, folder = copy.deepcopy(model), tmp_path / str(index)
+        keep_layers(one_layer, [index])
+        save_checkpoint(one_layer, tokenizer, folder, None)
+        again = load_model(str(folder), "--flag", Config("modernbert", 16), LABELS)
+        assert again.config.layer_types == [model.config.layer_types[index]]
+        with torch.no_grad():
+            expected = logits(one_layer, batch)
+            torch.testing.assert_close(logits(again, batch), expected)
+        onnx.save(build_graph(again), tmp_path / "graph.onnx")
+        arrays = {name: value.numpy() for name, value in batch.items()}
+        np.testing.assert_allclose(onnx_engine(tmp_path / "graph.onnx", 1, 2)(arrays), expected.numpy(), atol=1e-4)
+        assert (folder / "modeling_pruned.py").exists() == needs_code
+
+
 @pytest.mark.parametrize("model", FAMILY_NAMES, indirect=True)
 @pytest.mark.parametrize("index", [0, 1])
 def test_layers_without_heads(model, index, tmp_path):
@@ -114,7 +136,8 @@ def test_narrowing_drops_units_that_are_always_zero(model, tmp_path):
                 table.weight[:, 16:] = 0
         for linear in writers:
             linear.weight[16:] = 0
-            linear.bias[16:] = 0
+            if linear.bias is not None:
+                linear.bias[16:] = 0
     narrow = copy.deepcopy(model)
     narrow_width(narrow, units, units)
     for each in (model, narrow):

@@ -102,7 +102,9 @@ def test_an_unknown_character_counts_as_before():
     assert [smaller.tokenize(text) for text in texts] == [whole.tokenize(text) for text in texts]
 
 
-@pytest.mark.parametrize(("family", "make"), [("bert", wordpiece), ("xlm-roberta", unigram), ("camembert", camembert)])
+@pytest.mark.parametrize(
+    ("family", "make"), [("bert", wordpiece), ("xlm-roberta", unigram), ("camembert", camembert), ("modernbert", bpe)]
+)
 def test_predictions_stay_the_same_to_the_bit(family, make, project, tmp_path):
     steps = project(family)
     tokenizer = make()

@@ -7,7 +7,7 @@ fast and accurate enough depends on the model and the machine: `CANDIDATES` list
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from utils.export.fused import MICROSOFT, WORDS
+from utils.export.graph import MICROSOFT, WORDS
 
 # Bits of a weight. Without VNNI, AVX2 sums pairs of products of an 8-bit activation and an 8-bit weight in 16 bits,
 # which saturates; with one bit less it cannot.
@@ -37,7 +37,7 @@ class Recipe:
     fused_attention: bool = False  # the projection to query, key and value inside onnxruntime's QAttention
 
 
-FFN_OUTPUT = ("ffn_norm.negated.matmul",)  # its inputs have the widest range in BERT-like models
+FFN_OUTPUT = ("ffn_norm.negated.matmul", "ffn_output.matmul")  # its inputs have the widest range in BERT-like models
 
 CANDIDATES = {
     "dynamic, per channel": Recipe(),
@@ -50,6 +50,16 @@ CANDIDATES = {
     "static, per channel, fp32 FFN output": Recipe(static=True, fp32_parts=FFN_OUTPUT),
     "dynamic, per channel, fp32 FFN output": Recipe(fp32_parts=FFN_OUTPUT),
 }
+
+
+def candidates_for(model: onnx.ModelProto) -> dict[str, Recipe]:
+    """The recipes to measure for a fused graph: `CANDIDATES`, each once where no Attention operator can be fused."""
+    if any(node.op_type == "Attention" for node in model.graph.node):
+        return CANDIDATES
+    return {
+        name.replace(", fused attention", ""): replace(recipe, fused_attention=False)
+        for name, recipe in CANDIDATES.items()
+    }
 
 
 def detect_cpu() -> str:
@@ -138,11 +148,12 @@ class _Writer:
         return names
 
     def matmul(self, node: onnx.NodeProto) -> None:
-        """An int8 product, with the bias that is added to it."""
+        """An int8 product, with the bias that is added to it, if any."""
         if node.name.endswith(ALWAYS_FP32 + self.recipe.fp32_parts):
             return self.copy(node)
-        addition = self.biases[node.output[0]]
-        self.product(node.input[0], node.input[1], addition.input[1], addition.output[0])
+        addition = self.biases.get(node.output[0])
+        bias, output = ("", node.output[0]) if addition is None else (addition.input[1], addition.output[0])
+        self.product(node.input[0], node.input[1], bias, output)
 
     def add(self, node: onnx.NodeProto) -> None:
         """Nothing, where the bias went into an int8 product."""

@@ -1,4 +1,4 @@
-"""Classification models: loading and saving, for the four families.
+"""Classification models: loading and saving.
 
 A checkpoint folder is a standard transformers one. Where pruning left shapes that config.json's own keys cannot say,
 config.json lists them, and the folder holds the code that builds such a model: see utils/models/modeling_pruned.py.
@@ -25,7 +25,7 @@ from transformers import (
 from utils.models import modeling_pruned
 from utils.models.checkpoint import check_labels, labels_of, load_hub_config, read_hub_config
 from utils.models.config import Config
-from utils.models.families import family_of, in_table, layer_shapes, takes_token_types
+from utils.models.families import family_of, in_table, layer_shapes, layers_of, takes_token_types
 from utils.models.folder import MEND, check_weight_files
 from utils.system.errors import UserError, first_line
 from utils.system.files import atomic_file, atomic_files_into
@@ -191,6 +191,8 @@ def set_dropout(model: PreTrainedModel, probability: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
+        if isinstance(getattr(module, "attention_dropout", None), float):  # ModernBERT's is a number
+            module.attention_dropout = probability
 
 
 def freeze_embeddings(model: PreTrainedModel) -> None:
@@ -304,16 +306,21 @@ def _restart_classifier(model: PreTrainedModel) -> None:
 def _describe_shapes(model: PreTrainedModel) -> bool:
     """Write the layers' shapes into the model's config, where its own keys do not say them; returns whether so."""
     config, shapes = model.config, layer_shapes(model)
-    pruned = set(shapes) != {(config.num_attention_heads, _config_ffn_size(config))}
+    family = family_of(model)
+    # A layer that was not the first one: transformers gives the first one no norm before its attention.
+    first_norm = family.pre_norm and isinstance(layers_of(model)[0].get_submodule(family.attention_norm), nn.LayerNorm)
+    pruned = first_norm or set(shapes) != {(config.num_attention_heads, _config_ffn_size(config))}
     pruned = pruned or hasattr(config, "num_position_biases")
-    described = {
+    described: dict[str, object] = {
         "layer_shapes": [list(shape) for shape in shapes],
-        "layer_paths": asdict(family_of(model)),
+        "layer_paths": asdict(family),
         "auto_map": {
             "AutoModelForSequenceClassification": "modeling_pruned."
             + modeling_pruned.PRUNED_CLASSES[config.model_type].__name__
         },
     }
+    if family.pre_norm:
+        described["first_layer_norm"] = first_norm
     for key, value in described.items():
         if pruned:
             setattr(config, key, value)

@@ -7,7 +7,7 @@ Paths of a layer's parts are relative to the layer, the others to the classifica
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from utils.system.errors import UserError
@@ -40,6 +40,14 @@ class Family:
     positions_follow_padding: bool = False
     position_bias: str | None = None  # MPNet adds a bias of each head for each distance to the scores, in all layers
     shared_layer: bool = False  # ALBERT's rows go through one layer num_hidden_layers times
+    word_embeddings: str = "word_embeddings"  # of the embeddings
+    embeddings_norm: str = "LayerNorm"  # of the embeddings
+    # Whether a layer normalizes what goes into attention and FFN, instead of the sums behind them.
+    pre_norm: bool = False
+    final_norm: str | None = None  # behind the last layer, where layers do not end with a norm
+    head_norm: str | None = None  # behind the classifier's activation
+    # Linear layers that compute several blocks of outputs at once, by path: so many, of one size.
+    packed: dict[str, int] = field(default_factory=dict)
 
 
 BERT_LAYER: dict[str, Any] = dict(
@@ -141,6 +149,29 @@ FAMILIES = {
         head_output="classifier",
         shared_layer=True,
     ),
+    "modernbert": Family(
+        layers="model.layers",
+        self_attention="attn",
+        query="attn.Wqkv",
+        key="attn.Wqkv",
+        value="attn.Wqkv",
+        attention_output="attn.Wo",
+        attention_norm="attn_norm",
+        ffn_input="mlp.Wi",
+        ffn_output="mlp.Wo",
+        ffn_norm="mlp_norm",
+        embeddings="model.embeddings",
+        embeddings_project=None,
+        head_dense="head.dense",
+        head_activation="gelu",
+        head_output="classifier",
+        word_embeddings="tok_embeddings",
+        embeddings_norm="norm",
+        pre_norm=True,
+        final_norm="model.final_norm",
+        head_norm="head.norm",
+        packed={"attn.Wqkv": 3, "mlp.Wi": 2},  # query, key and value; what GELU gets and what it is multiplied by
+    ),
 }
 
 
@@ -219,8 +250,8 @@ def layer_shapes(model: PreTrainedModel) -> list[tuple[int, int]]:
     family, head_size = family_of(model), head_size_of(model)
     return [
         (
-            layer.get_submodule(family.query).out_features // head_size,
-            layer.get_submodule(family.ffn_input).out_features,
+            _block_size(family, layer, family.query) // head_size,
+            _block_size(family, layer, family.ffn_input),
         )
         for layer in layers_of(model)
     ]
@@ -230,6 +261,20 @@ def shapes_in_order(model: PreTrainedModel) -> list[tuple[int, int]]:
     """As `layer_shapes`, of `layer_uses`."""
     shapes = layer_shapes(model)
     return shapes * (len(layer_uses(model)) // len(shapes))
+
+
+def projections(family: Family) -> list[str]:
+    """Paths of what projects a layer's input to queries, keys and values: three, or one for all of them."""
+    return list(dict.fromkeys((family.query, family.key, family.value)))
+
+
+def _block_size(family: Family, layer: nn.Module, path: str) -> int:
+    return layer.get_submodule(path).out_features // family.packed.get(path, 1)
+
+
+def reads_first_token(model: PreTrainedModel) -> bool:
+    """Whether the classifier reads the first token's state alone, not the mean of all, as some ModernBERTs' does."""
+    return getattr(model.config, "classifier_pooling", "cls") == "cls"
 
 
 def takes_token_types(model: PreTrainedModel) -> bool:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from utils.models.families import family_of, head_size_of, in_table, layer_shapes, layer_uses
+from utils.models.families import family_of, head_size_of, in_table, layer_shapes, layer_uses, reads_first_token
 from utils.models.modeling_pruned import after_context
 
 
@@ -17,9 +17,11 @@ def first_token_only(model: PreTrainedModel) -> Iterator[None]:
     """Within it, `model` computes queries, attention output and FFN of its last layer for the first token only.
 
     Logits and gradients stay the same, and a sixth of a 6-layer model's work, a third of a 3-layer one's, is not done.
-    Not for losses that look at the last layer's states of all tokens. A model of an unknown family stays as it is.
+    Not for losses that look at the last layer's states of all tokens. A model of an unknown family stays as it is, and
+    so does one whose classifier reads the states of all tokens.
     """
-    with _shortened(model) if in_table(model.config) else nullcontext():
+    known = in_table(model.config)
+    with _shortened(model) if known and reads_first_token(model) else nullcontext():
         yield
 
 
@@ -64,9 +66,34 @@ def _shortened(model: PreTrainedModel) -> Iterator[None]:
         ).transpose(1, 2).flatten(2)  # fmt: skip
         return after_context(attention, context, first), None
 
+    def rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        first_half, second_half = states.float().chunk(2, -1)
+        turned = torch.cat([-second_half, first_half], -1)
+        return (states.float() * cos + turned * sin).to(states.dtype)
+
+    def attend_rotated(
+        first: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        **_: object,
+    ) -> tuple:
+        """ModernBERT's: `first` is normalized, the other states are not yet."""
+        states = layer.get_submodule(family.attention_norm)(of_all_tokens.pop())
+        weight, bias, width = query.weight, query.bias, query.out_features // 3
+        queries = F.linear(first, weight[:width], None if bias is None else bias[:width])
+        keys_values = F.linear(states, weight[width:], None if bias is None else bias[width:])
+        keys, values = (heads(part) for part in keys_values.chunk(2, -1))
+        cos, sin = (part[:, None] for part in position_embeddings)
+        context = F.scaled_dot_product_attention(
+            rotated(heads(queries), cos[:, :, :1], sin[:, :, :1]), rotated(keys, cos, sin), values,
+            attn_mask=None if attention_mask is None else attention_mask[..., :1, :],
+            dropout_p=attention.attention_dropout if attention.training else 0.0,
+        ).transpose(1, 2).flatten(2)  # fmt: skip
+        return attention.out_drop(attention.Wo(context)), None
+
     hook = layer.register_forward_pre_hook(keep_first)
     if layer_shapes(model)[-1][0]:  # what stands in for an attention without heads takes any number of tokens
-        attention.forward = attend
+        attention.forward = attend_rotated if family.pre_norm else attend
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ from transformers import (
     CamembertForSequenceClassification,
     DistilBertForSequenceClassification,
     ElectraForSequenceClassification,
+    ModernBertForSequenceClassification,
     MPNetForSequenceClassification,
     PreTrainedModel,
     RobertaForSequenceClassification,
@@ -41,9 +42,9 @@ class NoAttention(nn.Module):
 def after_context(attention: nn.Module, context: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """What a self-attention gives for the context of its heads, where `states` came in.
 
-    That of DistilBERT, MPNet and ALBERT includes the output projection, that of ALBERT also the sum and its norm.
+    Nothing in BERT; DistilBERT, MPNet, ModernBERT and ALBERT project it, and ALBERT also adds and normalizes.
     """
-    for name in ("out_lin", "o", "dense"):
+    for name in ("out_lin", "o", "dense", "Wo"):
         if hasattr(attention, name):
             context = getattr(attention, name)(context)
     if hasattr(attention, "LayerNorm"):
@@ -95,6 +96,7 @@ def shape_layers(model: PreTrainedModel) -> None:
     """Give the layers of a freshly built model the shapes in its config, in place."""
     paths, config = model.config.layer_paths, model.config
     head_size = config.hidden_size // config.num_attention_heads
+    packed = paths.get("packed", {})  # checkpoints of before have none
     for layer, (num_heads, num_neurons) in zip(model.get_submodule(paths["layers"]), config.layer_shapes, strict=True):
         width, hidden = num_heads * head_size, config.hidden_size
         for part, outputs, inputs in [
@@ -106,7 +108,9 @@ def shape_layers(model: PreTrainedModel) -> None:
             ("ffn_output", hidden, num_neurons),
         ]:
             linear = layer.get_submodule(paths[part])
-            resize_linear(linear, linear.weight.new_empty(outputs, inputs), linear.bias.new_empty(outputs))
+            outputs *= packed.get(paths[part], 1)
+            bias = None if linear.bias is None else linear.bias.new_empty(outputs)
+            resize_linear(linear, linear.weight.new_empty(outputs, inputs), bias)
         attention = layer.get_submodule(paths["self_attention"])
         if isinstance(attention, PrunedMPNetAttention):
             attention.heads = attention.heads[:num_heads]
@@ -114,9 +118,9 @@ def shape_layers(model: PreTrainedModel) -> None:
             drop_attention(layer, paths["self_attention"])
 
 
-def resize_linear(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    """Give a Linear another weight [outputs, inputs] and bias [outputs], in place."""
-    linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+def resize_linear(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Give a Linear another weight [outputs, inputs] and bias [outputs], or none, in place."""
+    linear.weight, linear.bias = nn.Parameter(weight), None if bias is None else nn.Parameter(bias)
     linear.out_features, linear.in_features = weight.shape
 
 
@@ -177,6 +181,15 @@ class PrunedAlbertForSequenceClassification(AlbertForSequenceClassification):
         shape_layers(self)
 
 
+class PrunedModernBertForSequenceClassification(ModernBertForSequenceClassification):
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        if config.first_layer_norm:  # where the first layer was removed: that one alone has no norm
+            first = self.model.layers[0]
+            first.attn_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+        shape_layers(self)
+
+
 PRUNED_CLASSES = {
     "bert": PrunedBertForSequenceClassification,
     "roberta": PrunedRobertaForSequenceClassification,
@@ -186,4 +199,5 @@ PRUNED_CLASSES = {
     "camembert": PrunedCamembertForSequenceClassification,
     "mpnet": PrunedMPNetForSequenceClassification,
     "albert": PrunedAlbertForSequenceClassification,
+    "modernbert": PrunedModernBertForSequenceClassification,
 }

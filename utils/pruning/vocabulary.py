@@ -153,14 +153,15 @@ def prune_embeddings(model: PreTrainedModel, old_ids: list[int], tokenizer: PreT
     Raises:
         UserError: the model's family is not in `utils.models.families`.
     """
-    path = f"{family_of(model).embeddings}.word_embeddings"
+    family = family_of(model)
+    path = f"{family.embeddings}.{family.word_embeddings}"
     embeddings = model.get_submodule(path)
     rows = embeddings.weight.detach()[torch.tensor(old_ids, device=embeddings.weight.device)]
     padding = None if embeddings.padding_idx is None else old_ids.index(embeddings.padding_idx)
     model.set_submodule(path, nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=padding))
     model.config.vocab_size = len(old_ids)
     model.config.pad_token_id = tokenizer.pad_token_id
-    for name in ("bos_token_id", "eos_token_id"):
+    for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         old = getattr(model.config, name, None)
         if old is not None:
             setattr(model.config, name, old_ids.index(old) if old in old_ids else None)

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from utils.models.classifier import model_inputs
-from utils.models.families import family_of, layer_uses, shapes_in_order
+from utils.models.families import family_of, layer_uses, projections, shapes_in_order
 from utils.models.first_token import first_token_only
 from utils.system.errors import UserError
 from utils.training.loop import RowLosses
@@ -154,17 +154,17 @@ def _queries_keys_values(model: PreTrainedModel, index: int) -> Iterator[list[to
     """A list that gets a layer's queries, keys and values, each [batch, length, width], when the model runs."""
     family, uses = family_of(model), layer_uses(model)
     index %= len(uses)
-    layer, outputs_before, outputs = uses[index], 3 * uses[:index].count(uses[index]), 0
+    layer, earlier_uses, outputs = uses[index], uses[:index].count(uses[index]), 0
     parts: list[torch.Tensor] = []
-    projections = [layer.get_submodule(path) for path in (family.query, family.key, family.value)]
+    paths = projections(family)
 
-    def take(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    def take(linear: nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
         nonlocal outputs
-        if outputs_before <= outputs < outputs_before + 3:  # ALBERT uses its one layer many times
-            parts.append(output)
+        if outputs // len(paths) == earlier_uses:  # ALBERT uses its one layer many times
+            parts.extend(output.chunk(3 // len(paths), -1))
         outputs += 1
 
-    hooks = [linear.register_forward_hook(take) for linear in projections]
+    hooks = [layer.get_submodule(path).register_forward_hook(take) for path in paths]
     try:
         yield parts
     finally:
