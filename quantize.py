@@ -3,7 +3,7 @@
     python quantize.py --config=configs/config-bert-cls.json --data_dir=data/sst2 \\
         --bert_output_dir=bert-checkpoint-pruned --model_path=pytorch-model-pruned.pt --output_dir=model
 
-Writes a fused graph for BERT, RoBERTa, DistilBERT and ELECTRA, and torch.onnx's for any other encoder. Its logits are
+Writes a fused graph for the encoder families in configs/, and torch.onnx's for any other encoder. Its logits are
 compared with PyTorch's on rows of all lengths, alone and in padded batches: where they differ by more than 0.0001
 nothing is written. Then every int8 recipe is measured on valid.txt, row by row: latency on this machine, and accuracy.
 The fastest whose accuracy is at most --max_accuracy_drop below that of fp32 is written. Of those within 5 % of its
@@ -11,8 +11,8 @@ latency, which is noise, the smallest file counts, and of those within 5 % of it
 fp32's. Where none is accurate enough, fp32 is written.
 
 --output_dir takes all that prediction needs, see predict.py. --quantized_onnx_path and --onnx_path write the chosen and
-the fp32 graph alone, each to one file that takes input_ids, attention_mask and, for BERT and ELECTRA, token_type_ids
-(int64, [batch, sequence]) and gives logits; any onnxruntime runs them. Make them for the kind of CPU that will run
+the fp32 graph alone, each to one file that takes input_ids, attention_mask and, where a model has several token types,
+token_type_ids (int64, [batch, sequence]) and gives logits; any onnxruntime runs them. Make them for the kind of CPU that will run
 them: --target_cpu=avx2 is safe on every x86 CPU, avx512_vnni rounds less.
 
 Stopped or killed, the same command continues where it was.

@@ -145,15 +145,18 @@ def test_other_encoders_go_through_the_recipe(project, tmp_path):
     assert code == 2 and "albert" in stderr and stderr.count("\n") == 1
 
 
-def test_an_option_that_is_not_known_is_exported_plainly(project, tmp_path):
-    steps = project("modernbert")
-    steps.encoder = make_encoder(tmp_path / "encoder", "modernbert", hidden_act="silu")
+@pytest.mark.parametrize(
+    ("family", "option"), [("modernbert", "hidden_activation"), ("mpnet", "activation"), ("albert", "activation")]
+)
+def test_an_option_that_is_not_known_is_exported_plainly(family, option, project, tmp_path):
+    steps = project(family)
+    steps.encoder = make_encoder(tmp_path / "encoder", family, hidden_act="silu")
     for step in (steps.preprocess, steps.train, lambda: steps.prune("--target_num_heads=1")):
         code, stderr = step()
         assert code == 0, stderr
     code, stderr = steps.quantize(f"--output_dir={tmp_path}/model", "--fp32")
-    assert code == 0 and "hidden_activation is 'silu'" in stderr and "nothing is fused" in stderr
-    model = load_model(str(tmp_path / "pruned"), "--flag", Config("modernbert", 16), ["negative", "positive"])
+    assert code == 0 and f"{option} is 'silu'" in stderr and "nothing is fused" in stderr
+    model = load_model(str(tmp_path / "pruned"), "--flag", Config(family, 16), ["negative", "positive"])
     batch = load_tokenizer(str(tmp_path / "pruned"), "--flag")("a good film", return_tensors="pt")
     with torch.no_grad():
         expected = model(**model_inputs(model, batch)).logits.softmax(-1)[0].tolist()
