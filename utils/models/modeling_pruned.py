@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import (
     BertForSequenceClassification,
+    DebertaV2ForSequenceClassification,
     DistilBertForSequenceClassification,
     ElectraForSequenceClassification,
     ModernBertForSequenceClassification,
@@ -57,14 +58,21 @@ def shape_layers(model: PreTrainedModel) -> None:
             outputs *= packed.get(paths[part], 1)
             bias = None if linear.bias is None else linear.bias.new_empty(outputs)
             resize_linear(linear, linear.weight.new_empty(outputs, inputs), bias)
-        if not num_heads:
-            drop_attention(layer, paths["self_attention"])
+        count_heads(layer, paths["self_attention"], num_heads)
 
 
 def resize_linear(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Give a Linear another weight [outputs, inputs] and bias [outputs], or none, in place."""
     linear.weight, linear.bias = nn.Parameter(weight), None if bias is None else nn.Parameter(bias)
     linear.out_features, linear.in_features = weight.shape
+
+
+def count_heads(layer: nn.Module, path: str, num_heads: int) -> None:
+    """Tell the self-attention of a layer how many heads it has, in place; without any, it is replaced."""
+    if not num_heads:
+        drop_attention(layer, path)
+    elif hasattr(layer.get_submodule(path), "num_attention_heads"):  # DeBERTa goes by it, others by their weights
+        layer.get_submodule(path).num_attention_heads = num_heads
 
 
 def drop_attention(layer: nn.Module, path: str) -> None:
@@ -96,6 +104,12 @@ class PrunedElectraForSequenceClassification(ElectraForSequenceClassification):
         shape_layers(self)
 
 
+class PrunedDebertaV2ForSequenceClassification(DebertaV2ForSequenceClassification):
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        shape_layers(self)
+
+
 class PrunedModernBertForSequenceClassification(ModernBertForSequenceClassification):
     def __init__(self, config) -> None:
         super().__init__(config)
@@ -110,5 +124,6 @@ PRUNED_CLASSES = {
     "roberta": PrunedRobertaForSequenceClassification,
     "distilbert": PrunedDistilBertForSequenceClassification,
     "electra": PrunedElectraForSequenceClassification,
+    "deberta-v2": PrunedDebertaV2ForSequenceClassification,
     "modernbert": PrunedModernBertForSequenceClassification,
 }

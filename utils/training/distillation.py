@@ -157,7 +157,8 @@ def _queries_keys_values(model: PreTrainedModel, index: int) -> Iterator[list[to
     paths = projections(family)
 
     def keep(linear: nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
-        parts.extend(output.chunk(3 // len(paths), -1))
+        if len(parts) < 3:  # DeBERTa projects its relative embeddings afterwards
+            parts.extend(output.chunk(3 // len(paths), -1))
 
     hooks = [layer.get_submodule(path).register_forward_hook(keep) for path in paths]
     try:
