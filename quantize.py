@@ -11,9 +11,9 @@ latency, which is noise, the smallest file counts, and of those within 5 % of it
 fp32's. Where none is accurate enough, fp32 is written.
 
 --output_dir takes all that prediction needs, see predict.py. --quantized_onnx_path and --onnx_path write the chosen and
-the fp32 graph alone, each to one file that takes input_ids, attention_mask and, where a model has several token types,
-token_type_ids (int64, [batch, sequence]) and gives logits; any onnxruntime runs them. Make them for the kind of CPU that will run
-them: --target_cpu=avx2 is safe on every x86 CPU, avx512_vnni rounds less.
+the fp32 graph alone, each to one file that takes input_ids, attention_mask and, where the model has two token types,
+token_type_ids (int64, [batch, sequence]) and gives logits; any onnxruntime runs them. Make them for the kind of CPU
+that will run them: --target_cpu=avx2 is safe on every x86 CPU, avx512_vnni rounds less.
 
 Stopped or killed, the same command continues where it was.
 """

@@ -43,7 +43,7 @@ def test_only_one_token_gets_to_the_last_ffn_and_all_do_again_afterwards(model):
 
 
 @pytest.mark.parametrize("heads", [[], [1, 3]])
-@pytest.mark.parametrize("model", ["bert", "distilbert", "mpnet", "albert"], indirect=True)
+@pytest.mark.parametrize("model", ["bert", "distilbert", "mpnet", "albert", "deberta-v2", "modernbert"], indirect=True)
 def test_pruned_last_layer(model, heads):
     narrow_layer(model, len(layers_of(model)) - 1, torch.tensor(heads, dtype=torch.int64), torch.arange(40))
     whole = logits(model, make_batch())

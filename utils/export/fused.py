@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
+from utils.export.fused_deberta import write_deberta
 from utils.export.fused_modernbert import write_modernbert
 from utils.export.graph import ACTIVATIONS, HIDDEN_ACTIVATIONS, IR_VERSION, MICROSOFT, OPSET, WORDS, Graph, NotFusable
 from utils.models.families import Family, family_of, head_size_of, layer_uses, takes_token_types
@@ -82,7 +83,10 @@ def _write(graph: Graph, model: PreTrainedModel, masked: bool) -> None:
 
 
 # What writes a family whose layers are built in another way.
-WRITERS: dict[str, Callable[[Graph, PreTrainedModel, bool], None]] = {"modernbert": write_modernbert}
+WRITERS: dict[str, Callable[[Graph, PreTrainedModel, bool], None]] = {
+    "deberta-v2": write_deberta,
+    "modernbert": write_modernbert,
+}
 
 
 def _check_supported(model: PreTrainedModel) -> str:

@@ -46,6 +46,11 @@ class Family:
     pre_norm: bool = False
     final_norm: str | None = None  # behind the last layer, where layers do not end with a norm
     head_norm: str | None = None  # behind the classifier's activation
+    relative_embeddings: str | None = None  # of distances
+    relative_norm: str | None = None
+    layer_returns_tuple: bool = False
+    # Keys of config.json and the values that they must have for the insides to be as this table says.
+    needs: dict[str, Any] = field(default_factory=dict)
     # Linear layers that compute several blocks of outputs at once, by path: so many, of one size.
     packed: dict[str, int] = field(default_factory=dict)
 
@@ -130,6 +135,7 @@ FAMILIES = {
         head_output="classifier.out_proj",
         positions_follow_padding=True,
         position_bias="mpnet.encoder.relative_attention_bias",
+        layer_returns_tuple=True,
     ),
     "albert": Family(
         layers="albert.encoder.albert_layer_groups.0.albert_layers",
@@ -148,6 +154,19 @@ FAMILIES = {
         head_activation="tanh",
         head_output="classifier",
         shared_layer=True,
+    ),
+    "deberta-v2": Family(  # v3 too
+        layers="deberta.encoder.layer",
+        **BERT_LAYER | {name: f"attention.self.{name}_proj" for name in ("query", "key", "value")},
+        embeddings="deberta.embeddings",
+        embeddings_project=None,
+        head_dense="pooler.dense",
+        head_activation="gelu",
+        head_output="classifier",
+        relative_embeddings="deberta.encoder.rel_embeddings",
+        relative_norm="deberta.encoder.LayerNorm",
+        layer_returns_tuple=True,
+        needs={"relative_attention": True, "share_att_key": True, "conv_kernel_size": 0},
     ),
     "modernbert": Family(
         layers="model.layers",
@@ -266,6 +285,22 @@ def shapes_in_order(model: PreTrainedModel) -> list[tuple[int, int]]:
 def projections(family: Family) -> list[str]:
     """Paths of what projects a layer's input to queries, keys and values: three, or one for all of them."""
     return list(dict.fromkeys((family.query, family.key, family.value)))
+
+
+def unknown_option(model: PreTrainedModel) -> str | None:
+    """A key of config.json, and its value, by which the insides are not those of the table; None where there is none.
+
+    Such a model is trained and exported plainly.
+    """
+    config, family = model.config, family_of(model)
+    for key, needed in family.needs.items():
+        if (value := getattr(config, key, False)) != needed:
+            return f"{key} {value}"
+    if family.relative_embeddings:
+        for key, width in [("embedding_size", config.hidden_size), ("attention_head_size", head_size_of(model))]:
+            if (value := getattr(config, key, width)) != width:
+                return f"{key} {value}"
+    return None
 
 
 def _block_size(family: Family, layer: nn.Module, path: str) -> int:

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from utils.models.families import family_of, head_size_of, in_table, layer_shapes, layer_uses, reads_first_token
+from utils.models.families import (
+    family_of,
+    head_size_of,
+    in_table,
+    layer_shapes,
+    layer_uses,
+    reads_first_token,
+    unknown_option,
+)
 from utils.models.modeling_pruned import after_context
 
 
@@ -20,7 +28,7 @@ def first_token_only(model: PreTrainedModel) -> Iterator[None]:
     Not for losses that look at the last layer's states of all tokens. A model of an unknown family stays as it is, and
     so does one whose classifier reads the states of all tokens.
     """
-    known = in_table(model.config)
+    known = in_table(model.config) and not unknown_option(model)
     with _shortened(model) if known and reads_first_token(model) else nullcontext():
         yield
 
@@ -31,7 +39,7 @@ def _shortened(model: PreTrainedModel) -> Iterator[None]:
     layer, num_uses, calls = uses[-1], uses.count(uses[-1]), 0
     attention = layer.get_submodule(family.self_attention)
     query, key, value = (layer.get_submodule(path) for path in (family.query, family.key, family.value))
-    dropout = attention.attention_dropout if hasattr(attention, "attention_dropout") else attention.dropout
+    dropout = getattr(attention, "attention_dropout", getattr(attention, "dropout", nn.Dropout(0.0)))
     attend_all = attention.forward
     of_all_tokens: list[torch.Tensor] = []
 
@@ -91,9 +99,36 @@ def _shortened(model: PreTrainedModel) -> Iterator[None]:
         ).transpose(1, 2).flatten(2)  # fmt: skip
         return attention.out_drop(attention.Wo(context)), None
 
+    def attend_by_distance(
+        first: torch.Tensor,
+        attention_mask: torch.Tensor,
+        *_: object,
+        relative_pos: torch.Tensor,
+        rel_embeddings: torch.Tensor,
+        **__: object,
+    ) -> tuple:
+        """DeBERTa's: the terms of content and position are a bias on the scores."""
+        states, kinds = of_all_tokens.pop(), set(attention.pos_att_type) & {"c2p", "p2c"}
+        queries, keys = heads(query(first)), heads(key(states))
+        relative, half = attention.pos_dropout(rel_embeddings), len(rel_embeddings) // 2
+        rows = relative[(relative_pos[0, 0] + half).clamp(0, 2 * half - 1)][None]  # of the first token's distances
+        scale = (head_size * (1 + len(kinds))) ** -0.5
+        bias = torch.zeros_like(queries[..., :1])
+        if "c2p" in kinds:
+            bias = bias + queries @ heads(key(rows)).transpose(-1, -2) * scale
+        if "p2c" in kinds:
+            bias = bias + (keys * heads(query(rows))).sum(-1)[:, :, None] * scale
+        bias = bias.masked_fill(~attention_mask[..., :1, :].bool(), torch.finfo(bias.dtype).min)
+        dropout = attention.dropout.p if attention.training else 0.0
+        context = F.scaled_dot_product_attention(
+            queries, keys, heads(value(states)), attn_mask=bias.to(queries.dtype), dropout_p=dropout, scale=scale
+        )
+        return context.transpose(1, 2).flatten(2), None
+
     hook = layer.register_forward_pre_hook(keep_first)
     if layer_shapes(model)[-1][0]:  # what stands in for an attention without heads takes any number of tokens
-        attention.forward = attend_rotated if family.pre_norm else attend
+        by_distance = family.relative_embeddings is not None
+        attention.forward = attend_by_distance if by_distance else attend_rotated if family.pre_norm else attend
     try:
         yield
     finally:

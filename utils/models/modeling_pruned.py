@@ -14,6 +14,7 @@ from transformers import (
     AlbertForSequenceClassification,
     BertForSequenceClassification,
     CamembertForSequenceClassification,
+    DebertaV2ForSequenceClassification,
     DistilBertForSequenceClassification,
     ElectraForSequenceClassification,
     ModernBertForSequenceClassification,
@@ -114,14 +115,21 @@ def shape_layers(model: PreTrainedModel) -> None:
         attention = layer.get_submodule(paths["self_attention"])
         if isinstance(attention, PrunedMPNetAttention):
             attention.heads = attention.heads[:num_heads]
-        if not num_heads:
-            drop_attention(layer, paths["self_attention"])
+        count_heads(layer, paths["self_attention"], num_heads)
 
 
 def resize_linear(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Give a Linear another weight [outputs, inputs] and bias [outputs], or none, in place."""
     linear.weight, linear.bias = nn.Parameter(weight), None if bias is None else nn.Parameter(bias)
     linear.out_features, linear.in_features = weight.shape
+
+
+def count_heads(layer: nn.Module, path: str, num_heads: int) -> None:
+    """Tell the self-attention of a layer how many heads it has, in place; without any, it is replaced."""
+    if not num_heads:
+        drop_attention(layer, path)
+    elif hasattr(layer.get_submodule(path), "num_attention_heads"):  # DeBERTa goes by it, others by their weights
+        layer.get_submodule(path).num_attention_heads = num_heads
 
 
 def drop_attention(layer: nn.Module, path: str) -> None:
@@ -181,6 +189,12 @@ class PrunedAlbertForSequenceClassification(AlbertForSequenceClassification):
         shape_layers(self)
 
 
+class PrunedDebertaV2ForSequenceClassification(DebertaV2ForSequenceClassification):
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        shape_layers(self)
+
+
 class PrunedModernBertForSequenceClassification(ModernBertForSequenceClassification):
     def __init__(self, config) -> None:
         super().__init__(config)
@@ -199,5 +213,6 @@ PRUNED_CLASSES = {
     "camembert": PrunedCamembertForSequenceClassification,
     "mpnet": PrunedMPNetForSequenceClassification,
     "albert": PrunedAlbertForSequenceClassification,
+    "deberta-v2": PrunedDebertaV2ForSequenceClassification,
     "modernbert": PrunedModernBertForSequenceClassification,
 }

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from utils.models.families import family_of, head_size_of, layers_of, projections
-from utils.models.modeling_pruned import drop_attention, number_heads, resize_linear
+from utils.models.modeling_pruned import count_heads, number_heads, resize_linear
 
 
 def narrow_linear(linear: nn.Linear, indices: torch.Tensor, dim: int) -> None:
@@ -51,8 +51,7 @@ def narrow_layer(model: PreTrainedModel, index: int, heads: torch.Tensor, neuron
     attention = layer.get_submodule(family.self_attention)
     if hasattr(attention, "heads"):
         attention.heads = attention.heads[heads]
-    if not len(heads):
-        drop_attention(layer, family.self_attention)
+    count_heads(layer, family.self_attention, len(heads))
 
 
 def narrow_width(model: PreTrainedModel, hidden_units: torch.Tensor, classifier_units: torch.Tensor) -> None:
@@ -85,6 +84,12 @@ def narrow_width(model: PreTrainedModel, hidden_units: torch.Tensor, classifier_
             narrow_linear(layer.get_submodule(path), hidden_units, 0)
         for path in (family.attention_norm, family.ffn_norm):
             _narrow_norm(layer.get_submodule(path), hidden_units)
+    if family.relative_embeddings:
+        relative = model.get_submodule(family.relative_embeddings)
+        relative.weight = nn.Parameter(relative.weight.detach()[:, hidden_units].clone())
+        relative.embedding_dim = len(hidden_units)
+    if family.relative_norm in dict(model.named_modules()):
+        _narrow_norm(model.get_submodule(family.relative_norm), hidden_units)
     if family.final_norm:
         _narrow_norm(model.get_submodule(family.final_norm), hidden_units)
     narrow_linear(model.get_submodule(family.head_dense), hidden_units, 1)
@@ -94,8 +99,9 @@ def narrow_width(model: PreTrainedModel, hidden_units: torch.Tensor, classifier_
     narrow_linear(model.get_submodule(family.head_output), classifier_units, 1)
     model.config.hidden_size = len(hidden_units)
     model.config.num_attention_heads = len(hidden_units) // head_size
-    if not has_project and hasattr(model.config, "embedding_size"):
-        model.config.embedding_size = len(hidden_units)
+    for key in ("embedding_size", "pooler_hidden_size"):
+        if not has_project and hasattr(model.config, key):
+            setattr(model.config, key, len(hidden_units))
 
 
 def shape_like(model: PreTrainedModel, shapes: list[tuple[int, int]], hidden_size: int | None = None) -> None:

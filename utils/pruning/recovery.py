@@ -113,12 +113,12 @@ def _enter(pruned: PreTrainedModel, whole: PreTrainedModel, batch: dict) -> _Bat
 
 def _layer_arguments(model: PreTrainedModel, batch: dict) -> tuple[torch.Tensor, list[tuple[tuple, dict]]]:
     """The states before the first layer, and every layer's other arguments; no layer is run."""
-    family = family_of(model)
     arguments: list[tuple[tuple, dict]] = []
+    returns_tuple = family_of(model).layer_returns_tuple
 
-    def pass_on(states: torch.Tensor, *more: object, **named: object) -> torch.Tensor | tuple[torch.Tensor]:
+    def pass_on(states: torch.Tensor, *more: object, **named: object) -> torch.Tensor | tuple:
         arguments.append(((states, *more), named))
-        return (states,) if family.position_bias else states  # MPNet's layers return a tuple
+        return (states, None) if returns_tuple else states
 
     layers = layers_of(model)
     for layer in layers:
@@ -156,7 +156,7 @@ def _run(
     finally:
         for hook in hooks:
             hook.remove()
-    inputs[None] = output = output[0] if isinstance(output, tuple) else output  # MPNet's is one
+    inputs[None] = output = output[0] if isinstance(output, tuple) else output
     return [inputs[path] for path in paths], output
 
 

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from utils.models.families import head_size_of, shapes_in_order
+from utils.models.families import head_size_of, shapes_in_order, unknown_option
 from utils.system.errors import UserError
 
 
@@ -30,8 +30,14 @@ def check_sizes(
     with the encoder.
 
     Raises:
-        UserError: a target is larger than the model, or no whole number of heads; names both numbers.
+        UserError: a target is larger than the model, or no whole number of heads; names both numbers. Or the model
+            has an option whose parts are not known.
     """
+    if option := unknown_option(model):
+        raise UserError(
+            f"the checkpoint's config.json says {option}, and such an encoder of the family "
+            f"{model.config.model_type!r} cannot be pruned: use another"
+        )
     heads, neurons = zip(*(shapes_in_order(model)[i] for i in layers), strict=True)
     for flag, target, size, unit in [
         ("--target_num_heads", num_heads, min(heads), "attention heads a layer"),

@@ -160,7 +160,8 @@ def _queries_keys_values(model: PreTrainedModel, index: int) -> Iterator[list[to
 
     def take(linear: nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
         nonlocal outputs
-        if outputs // len(paths) == earlier_uses:  # ALBERT uses its one layer many times
+        # ALBERT uses its one layer many times, and DeBERTa projects its relative embeddings afterwards.
+        if outputs // len(paths) == earlier_uses:
             parts.extend(output.chunk(3 // len(paths), -1))
         outputs += 1
 
