@@ -43,7 +43,7 @@ from utils.data.tables import Data, lengths, load_data
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import fingerprint, load_model, save_checkpoint
 from utils.models.config import load_config
-from utils.models.families import head_size_of, layer_shapes
+from utils.models.families import first_position, head_size_of, layer_shapes, layer_uses
 from utils.pruning.budget import fit_macs, next_size, uniform
 from utils.pruning.importance import GRADIENT_SCORES
 from utils.pruning.latency_budget import fit_latency
@@ -209,7 +209,7 @@ def main() -> None:
     model = load_model(
         args.bert_output_dir, "--bert_output_dir", config, data.labels, args.model_path, new_head=new_head
     )
-    layers = layers_to_keep(len(layer_shapes(model)), args.keep_layers, args.target_num_layers)
+    layers = layers_to_keep(len(layer_uses(model)), args.keep_layers, args.target_num_layers)
     check_sizes(model, layers, args.target_num_heads, args.target_ffn_dim, args.target_hidden_size)
     check_output_folder(args.bert_output_dir_pruned, "--bert_output_dir_pruned")
     if args.save_path_pruned:
@@ -235,7 +235,7 @@ def main() -> None:
 
     if args.prune_vocabulary:
         size = len(tokenizer)
-        tokenizer, old_ids = smaller_tokenizer(tokenizer, used_ids(data.splits.values()))
+        tokenizer, old_ids = smaller_tokenizer(tokenizer, used_ids(data.splits.values(), first_position(model.config)))
         prune_embeddings(model, old_ids, tokenizer)
         again = "run preprocess.py with the pruned checkpoint before the next step"
         logger.info("[Vocabulary] : %d of %d tokens kept: %s", len(tokenizer), size, again)
@@ -246,7 +246,9 @@ def main() -> None:
 
 
 def shape_in_words(model: PreTrainedModel) -> str:
-    return f"hidden size {model.config.hidden_size}, layers (heads, neurons) {layer_shapes(model)}"
+    shapes, uses = layer_shapes(model), len(layer_uses(model))
+    used = f", used {uses} times" if uses > len(shapes) else ""
+    return f"hidden size {model.config.hidden_size}, layers (heads, neurons) {shapes}{used}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python quantize.py --config=configs/config-bert-cls.json --data_dir=data/sst2 \\
         --bert_output_dir=bert-checkpoint-pruned --model_path=pytorch-model-pruned.pt --output_dir=model
 
-Writes a fused graph for BERT, RoBERTa, DistilBERT and ELECTRA, and torch.onnx's for any other encoder. Its logits are
+Writes a fused graph for the encoder families in configs/, and torch.onnx's for any other encoder. Its logits are
 compared with PyTorch's on rows of all lengths, alone and in padded batches: where they differ by more than 0.0001
 nothing is written. Then every int8 recipe is measured on valid.txt, row by row: latency on this machine, and accuracy.
 The fastest whose accuracy is at most --max_accuracy_drop below that of fp32 is written. Of those within 5 % of its
@@ -15,9 +15,9 @@ is better) and how many of the answers are others than fp32's. --calibrate divid
 makes the probabilities fit valid best; answers stay as they are.
 
 --output_dir takes all that prediction needs, see predict.py. --quantized_onnx_path and --onnx_path write the chosen and
-the fp32 graph alone, each to one file that takes input_ids, attention_mask and, for BERT and ELECTRA, token_type_ids
-(int64, [batch, sequence]) and gives logits; any onnxruntime runs them. Make them for the kind of CPU that will run
-them: --target_cpu=avx2 is safe on every x86 CPU, avx512_vnni rounds less.
+the fp32 graph alone, each to one file that takes input_ids, attention_mask and, where the model has two token types,
+token_type_ids (int64, [batch, sequence]) and gives logits; any onnxruntime runs them. Make them for the kind of CPU
+that will run them: --target_cpu=avx2 is safe on every x86 CPU, avx512_vnni rounds less.
 
 Stopped or killed, the same command continues where it was.
 """
@@ -45,7 +45,8 @@ from utils.arguments import (
 from utils.data.tables import Data, collate, evenly_spaced, load_data, row_labels
 from utils.export.calibrated import divide_logits
 from utils.export.fused import build_graph
-from utils.export.int8 import CANDIDATES, WEIGHT_BITS, calibrate, detect_cpu, quantize_int8
+from utils.export.graph import NotFusable
+from utils.export.int8 import WEIGHT_BITS, calibrate, candidates_for, detect_cpu, quantize_int8
 from utils.export.model_dir import check_model_dir, write_model_dir
 from utils.export.plain import Graphs, export_plain, open_graph, quantize_plain, to_fp16
 from utils.export.verify import comparison_batches, largest_difference, pytorch_logits
@@ -54,7 +55,7 @@ from utils.measuring.timing import aligned_table, single_rows, timed_in_turns
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import fingerprint, load_model
 from utils.models.config import load_config
-from utils.models.families import FAMILIES
+from utils.models.families import FAMILIES, in_table
 from utils.runtime import GRAPH, UNPADDED_GRAPH
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
@@ -143,15 +144,20 @@ def export(model: PreTrainedModel) -> Graphs:
     """The model's fp32 graphs: `GRAPH` and, where fused, `UNPADDED_GRAPH`.
 
     Raises:
-        UserError: as `build_graph` and `export_plain`.
+        UserError: as `export_plain`, or the model is a decoder.
     """
+    reason = f"the family {model.config.model_type!r} is not one of {', '.join(FAMILIES)}"
     if model.config.model_type in FAMILIES:
-        return {GRAPH: build_graph(model), UNPADDED_GRAPH: build_graph(model, masked=False)}
+        reason = "this ALBERT has more than one layer of weights (num_hidden_groups, inner_group_num)"
+    if in_table(model.config):
+        try:
+            return {GRAPH: build_graph(model), UNPADDED_GRAPH: build_graph(model, masked=False)}
+        except NotFusable as error:
+            reason = str(error)
     logger.warning(
-        "[Export] : the family %r is not one of %s, so nothing is fused beyond what onnxruntime finds itself: every "
-        "row is computed in every layer, and padding is masked even where there is none",
-        model.config.model_type,
-        ", ".join(FAMILIES),
+        "[Export] : %s, so nothing is fused beyond what onnxruntime finds itself: every row is computed in every "
+        "layer, and padding is masked even where there is none",
+        reason,
     )
     return {GRAPH: export_plain(model)}
 
@@ -170,7 +176,7 @@ def int8_candidates(graphs: Graphs, data: Data, pad_token_id: int, bits: int, ca
     ranges = cached("ranges", measured_ranges)
     return {
         name: {file: quantize_int8(graph, recipe, bits, ranges) for file, graph in graphs.items()}
-        for name, recipe in CANDIDATES.items()
+        for name, recipe in candidates_for(graphs[GRAPH]).items()
     }
 
 

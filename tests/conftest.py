@@ -27,7 +27,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ["negative", "positive"]
-FAMILY_NAMES = ["bert", "roberta", "distilbert", "electra"]
+FAMILY_NAMES = ["bert", "roberta", "distilbert", "electra", "xlm-roberta", "camembert", "mpnet", "albert"]
+FAMILY_NAMES += ["deberta-v2", "modernbert"]
 WORDS = "a the film movie plot it is was very not good great fine bad awful dull and but with cast ending".split()
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
 
@@ -61,10 +62,17 @@ def make_model(family: str, kind=AutoModel, noise: float = 0.05, **sizes):
         names = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
         names |= {"intermediate_size": "hidden_dim", "hidden_act": "activation"}
         keys = {names.get(key, key): value for key, value in keys.items()}
-    if family == "electra":
-        keys["embedding_size"] = 16
-    if family == "roberta":
+    if family in ("electra", "albert"):
+        keys = {"embedding_size": 16} | keys
+    if family in ("roberta", "xlm-roberta", "camembert"):
         keys["type_vocab_size"] = 1
+    if family == "deberta-v2":  # as v3, with few buckets, so that the farther ones have several distances
+        keys = {"relative_attention": True, "share_att_key": True, "pos_att_type": "p2c|c2p", "position_buckets": 8,
+                "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0} | keys  # fmt: skip
+    if family == "modernbert":  # a window that tiny rows exceed, and special tokens that a tiny vocabulary has
+        ids = {f"{name}_token_id": i for i, name in enumerate(("pad", "cls", "bos", "sep", "eos"))}
+        keys = {"local_attention": 6} | ids | keys
+        keys = {"hidden_activation" if key == "hidden_act" else key: value for key, value in keys.items()}
     torch.manual_seed(0)
     model = kind.from_config(AutoConfig.for_model(family, **keys))
     # The initializer leaves biases 0 and layer norms 1: wrong wiring could go unseen.

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 import quantize
 from quantize import VersionResult, choose
-from utils.export.fused import WORDS
+from utils.export.graph import WORDS
 from utils.export.int8 import CANDIDATES
 from utils.measuring import timing
-from utils.models.classifier import load_model
-from utils.models.config import load_config
+from utils.models.checkpoint import load_tokenizer
+from utils.models.classifier import load_model, model_inputs
+from utils.models.config import Config, load_config
 from utils.runtime import Predictor, load_session, run_session
 
 
@@ -85,7 +86,7 @@ def test_folder_is_complete(model_dir):
 @pytest.mark.parametrize(("target", "limit"), [("avx2", 63), ("avx512_vnni", 127), ("arm64", 127), ("auto", 63)])
 def test_weights_are_as_wide_as_the_target_cpu_can_add(trained, monkeypatch, target, limit):
     """AVX2 adds pairs of products in 16 bits: weights of 8 bits would saturate there."""
-    monkeypatch.setattr("quantize.CANDIDATES", {"int8": CANDIDATES["dynamic, per channel"]})
+    monkeypatch.setattr("quantize.candidates_for", lambda graph: {"int8": CANDIDATES["dynamic, per channel"]})
     monkeypatch.setattr("quantize.choose", lambda results, max_accuracy_drop: "int8")
     monkeypatch.setattr("quantize.detect_cpu", lambda: "avx2")
     code, stderr = trained.quantize(f"--target_cpu={target}", source="teacher")
@@ -168,7 +169,7 @@ def test_infinite_logits_write_nothing(trained):
 
 def test_other_encoders_go_through_the_recipe(project, tmp_path):
     steps = project("bert")
-    steps.encoder = make_encoder(tmp_path / "albert", "albert", embedding_size=16)
+    steps.encoder = make_encoder(tmp_path / "albert", "albert", num_hidden_groups=2)
     steps.config = str(tmp_path / "albert.json")
     (tmp_path / "albert.json").write_text('{"encoder_class": "albert", "n_ctx": 16}')
     for step in (steps.preprocess, steps.train):
@@ -179,6 +180,26 @@ def test_other_encoders_go_through_the_recipe(project, tmp_path):
     assert Predictor(tmp_path / "model").predict("a good film").label in ("negative", "positive")
     code, stderr = steps.prune("--target_num_heads=2")
     assert code == 2 and "albert" in stderr and stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "option"), [("modernbert", "hidden_activation"), ("mpnet", "activation"), ("albert", "activation")]
+)
+def test_an_option_that_is_not_known_is_exported_plainly(family, option, project, tmp_path):
+    steps = project(family)
+    steps.encoder = make_encoder(tmp_path / "encoder", family, hidden_act="silu")
+    for step in (steps.preprocess, steps.train, lambda: steps.prune("--target_num_heads=1")):
+        code, stderr = step()
+        assert code == 0, stderr
+    code, stderr = steps.quantize(f"--output_dir={tmp_path}/model", "--fp32")
+    assert code == 0 and f"{option} is 'silu'" in stderr and "nothing is fused" in stderr
+    model = load_model(str(tmp_path / "pruned"), "--flag", Config(family, 16), ["negative", "positive"])
+    batch = load_tokenizer(str(tmp_path / "pruned"), "--flag")("a good film", return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**model_inputs(model, batch)).logits.softmax(-1)[0].tolist()
+    assert list(Predictor(tmp_path / "model").predict("a good film").probabilities.values()) == pytest.approx(
+        expected, abs=1e-4
+    )
 
 
 @pytest.fixture

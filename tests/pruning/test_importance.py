@@ -38,7 +38,7 @@ def test_importance_is_the_mean_absolute_gradient_of_each_row(model):
         with torch.no_grad():
             return F.cross_entropy(logits(changed, batch), batch["labels"], reduction="none").double()
 
-    for layer, neuron in [(0, 0), (1, 5)]:
+    for layer, neuron in [(0, 0), (len(neurons) - 1, 5)]:
         up, down = (row_losses(scale_neuron(model, layer, neuron, 1 + step)) for step in (1e-2, -1e-2))
         expected = ((up - down) / 2e-2).abs().mean().item()
         assert neurons[layer][neuron].item() == pytest.approx(expected, rel=0.05, abs=2e-5)
@@ -97,7 +97,7 @@ def test_rearranging_drops_one_of_two_that_do_the_same():
 
 @pytest.mark.parametrize("model", FAMILY_NAMES, indirect=True)
 def test_importance_of_width_is_the_gradient_of_each_row(model):
-    """Against scaling a unit of the classifier by hand, and a hidden unit wherever it is normalized."""
+    """Against scaling a unit of the classifier by hand, and a hidden unit wherever it is normalized, or added up."""
     batch, family = make_batch(), family_of(model)
     hidden, head = width_gradients(model, [batch])
     assert hidden.shape == (6, 32) and head.shape == (6, model.get_submodule(family.head_output).in_features)
@@ -106,14 +106,15 @@ def test_importance_of_width_is_the_gradient_of_each_row(model):
         changed = copy.deepcopy(model).double()
         with torch.no_grad():
             if norms:
-                parts = [changed.get_submodule(family.embeddings).LayerNorm]
+                parts = [changed.get_submodule(f"{family.embeddings}.{family.embeddings_norm}")]
                 if family.embeddings_project in dict(changed.named_modules()):
                     parts = [changed.get_submodule(family.embeddings_project)]
-                for layer in layers_of(changed):
-                    parts += [layer.get_submodule(path) for path in (family.attention_norm, family.ffn_norm)]
-                for part in parts:
-                    part.weight[unit] *= factor
-                    part.bias[unit] *= factor
+                paths = (family.attention_norm, family.ffn_norm)
+                if family.pre_norm:
+                    paths = (family.attention_output, family.ffn_output)
+                parts += [layer.get_submodule(path) for layer in layers_of(changed) for path in paths]
+                for parameter in (parameter for part in parts for parameter in part.parameters()):
+                    parameter[unit] *= factor
             else:
                 changed.get_submodule(family.head_output).weight[:, unit] *= factor
             return F.cross_entropy(logits(changed, batch), batch["labels"], reduction="none").double()

@@ -21,7 +21,7 @@ def test_recovery_makes_up_for_a_twin(model):
                 parameter[1] = parameter[0]
             layer.get_submodule(family.ffn_output).weight[:, :2] *= 10  # so that the loss of one shows
     pruned = copy.deepcopy(model)
-    for index in range(2):
+    for index in range(len(layers_of(model))):
         narrow_layer(pruned, index, torch.arange(4), torch.tensor([0, *range(2, 64)]))
     with torch.no_grad():
         expected, cut = logits(model, batch), logits(pruned, batch)

@@ -1,13 +1,14 @@
 """A pruned vocabulary tokenizes the data set as before, can still spell any text, and changes no logit."""
 
 import json
+import random
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_encoder
-from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Tokenizer
-from transformers import PreTrainedTokenizerFast
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, trainers
+from transformers import CamembertTokenizer, PreTrainedTokenizerFast, XLMRobertaTokenizer
 
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_model
@@ -35,7 +36,24 @@ def bpe() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
 
-@pytest.mark.parametrize("make", [wordpiece, bpe])
+def unigram(kind=XLMRobertaTokenizer) -> PreTrainedTokenizerFast:
+    """As XLM-RoBERTa and CamemBERT have it: pieces in the order of their ids, the special tokens among them."""
+    trained = Tokenizer(models.Unigram())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=120, show_progress=False, special_tokens=["<unk>"], unk_token="<unk>")
+    trained.train_from_iterator(CORPUS + OTHER, trainer)
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    if kind is CamembertTokenizer:
+        special = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"]
+    pieces = [tuple(piece) for piece in json.loads(trained.to_str())["model"]["vocab"] if piece[0] not in special]
+    return kind(vocab=[*((token, 0.0) for token in special), *pieces, ("<mask>", 0.0)])
+
+
+def camembert() -> PreTrainedTokenizerFast:
+    return unigram(CamembertTokenizer)
+
+
+@pytest.mark.parametrize("make", [wordpiece, bpe, unigram, camembert])
 def test_texts_are_tokenized_as_before(make):
     whole = make()
     used = np.unique(np.concatenate(whole(CORPUS)["input_ids"]))
@@ -52,10 +70,45 @@ def test_texts_are_tokenized_as_before(make):
     assert smaller.unk_token_id not in spelled and len(spelled) > len(whole("thriller")["input_ids"])
 
 
-def test_predictions_stay_the_same_to_the_bit(project, tmp_path):
-    steps = project("bert")
-    tokenizer = wordpiece()
-    steps.encoder = make_encoder(tmp_path / "encoder", "bert", tokenizer)
+def test_unigrams_best_split_stays_the_best():
+    """Of random pieces with many equal scores, in texts with unknown characters, some of which are spelled in bytes."""
+    generator = random.Random(0)
+    for turn in range(60):
+        pieces = {"".join(generator.choices("abcd▁é", k=generator.randint(1, 4))): 0.0 for _ in range(80)}
+        vocabulary = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+        vocabulary += [(piece, -generator.randint(1, 9) / 2) for piece in pieces]
+        byte_fallback = turn % 2 == 0
+        if byte_fallback:
+            vocabulary += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
+        backend = Tokenizer(models.Unigram(vocabulary, 3, byte_fallback))
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+        whole = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+        texts = ["".join(generator.choices("abcdéx ", k=12)) for _ in range(20)]
+        smaller, old_ids = smaller_tokenizer(whole, np.unique(np.concatenate(whole(texts)["input_ids"])))
+        assert [[old_ids[i] for i in ids] for ids in smaller(texts)["input_ids"]] == whole(texts)["input_ids"]
+        assert len(smaller) < len(whole)
+
+
+def test_an_unknown_character_counts_as_before():
+    """Less than the piece of lowest score, which these texts do not have."""
+    scores = {"za": -15.0, "abcdef": -3.0, "qq": -200.0} | dict.fromkeys("bcdef", -15.0)
+    vocabulary = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")] + list(scores.items())
+    names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    whole = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram(vocabulary, 3)), **names)
+    texts = ["zabcdef", "abcdef"]
+    assert whole.tokenize(texts[0]) == ["za", *"bcdef"]
+    smaller, _ = smaller_tokenizer(whole, np.unique(np.concatenate(whole(texts)["input_ids"])))
+    assert [smaller.tokenize(text) for text in texts] == [whole.tokenize(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("family", "make"), [("bert", wordpiece), ("xlm-roberta", unigram), ("camembert", camembert), ("modernbert", bpe)]
+)
+def test_predictions_stay_the_same_to_the_bit(family, make, project, tmp_path):
+    steps = project(family)
+    tokenizer = make()
+    steps.encoder = make_encoder(tmp_path / "encoder", family, tokenizer)
     lines = [f"{text}\t{i % 2}\n" for i, text in enumerate(CORPUS)]
     for split in ("train", "valid", "test"):
         (steps.data / f"{split}.txt").write_text("".join(lines))
@@ -66,7 +119,7 @@ def test_predictions_stay_the_same_to_the_bit(project, tmp_path):
     assert size < len(tokenizer)
     outputs = []
     for folder in ("teacher", "pruned"):
-        model = load_model(str(tmp_path / folder), "--flag", Config("bert", 16), ["0", "1"])
+        model = load_model(str(tmp_path / folder), "--flag", Config(family, 16), ["0", "1"])
         batch = load_tokenizer(str(tmp_path / folder), "--flag")(CORPUS, padding=True, return_tensors="pt")
         with torch.no_grad():
             outputs.append(model(**batch).logits)

@@ -12,9 +12,11 @@ from torch import nn
 
 from utils.models.classifier import load_model, model_inputs, set_dropout
 from utils.models.config import Config
+from utils.models.families import layers_of
 from utils.system.errors import UserError
 from utils.training.distillation import (
     LossWeights,
+    _queries_keys_values,
     add_projection,
     distillation_losses,
     paired_layers,
@@ -187,3 +189,17 @@ def test_without_dropout_training_draws_nothing(pair):
     set_dropout(pair.student, 0.0)
     assert not differ()
     assert pair.student.config.hidden_dropout_prob == 0.1
+
+
+@pytest.mark.parametrize("model", ["albert"], indirect=True)
+def test_parts_of_a_shared_layer_are_those_of_one_use(model):
+    """Its queries, keys and values of the use that is asked for, and a state of each use."""
+    batch = make_batch()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    for index, use in ((-1, 1), (0, 0)):
+        with _queries_keys_values(model, index) as parts, torch.no_grad():
+            states = model(**inputs, output_hidden_states=True).hidden_states
+        attention = layers_of(model)[0].attention
+        assert len(states) == 3 and len(parts) == 3
+        torch.testing.assert_close(parts[0], attention.query(states[use]))
+        torch.testing.assert_close(parts[2], attention.value(states[use]))

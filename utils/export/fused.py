@@ -3,7 +3,7 @@
 No exporter and no pattern matching: every layer is written with onnxruntime's own fused operators, each with its own
 number of heads and neurons, so that a pruned model is fused as fully as a whole one. The fusions are those of
 onnxruntime's transformer optimizer (https://onnxruntime.ai/docs/performance/transformers-optimization.html), but for
-one: see `_Graph.sum_norm`. Only the [CLS] row of the last layer reaches the classifier, so that layer computes its
+one: see `Graph.sum_norm`. Only the [CLS] row of the last layer reaches the classifier, so that layer computes its
 query, attention output and FFN for that one row, which is exact. Rows of equal length need no attention mask: their
 graph is written without one, which is exact too.
 """
@@ -13,17 +13,16 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
-from utils.models.families import Family, family_of, head_size_of, layers_of, takes_token_types
+from utils.export.fused_deberta import write_deberta
+from utils.export.fused_modernbert import write_modernbert
+from utils.export.graph import ACTIVATIONS, HIDDEN_ACTIVATIONS, IR_VERSION, MICROSOFT, OPSET, WORDS, Graph, NotFusable
+from utils.models.families import Family, family_of, head_size_of, layer_uses, takes_token_types
 from utils.system.errors import UserError
-
-# Opset and IR version old enough for the onnxruntime releases of the last years, in any language.
-OPSET, IR_VERSION = 17, 8
-MICROSOFT = "com.microsoft"
-WORDS = "word.weight"
 
 # A layer's entries in the table of families.
 LAYER_PARTS = (
@@ -37,52 +36,6 @@ LAYER_PARTS = (
     "ffn_norm",
 )
 
-# transformers' name of an activation -> its operator and the operator's domain.
-ACTIVATIONS = {
-    "gelu": ("Gelu", MICROSOFT),
-    "gelu_new": ("FastGelu", MICROSOFT),
-    "relu": ("Relu", ""),
-    "tanh": ("Tanh", ""),
-}
-HIDDEN_ACTIVATIONS = ("gelu", "gelu_new", "relu")
-
-
-class _Graph:
-    """The nodes and weights written so far; each call returns the name of the tensor that it made."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-
-    def weight(self, value: torch.Tensor | np.ndarray, name: str) -> str:
-        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return name
-
-    def node(self, op: str, inputs: list[str], name: str, domain: str = "", outputs: int = 1, **attributes) -> str:
-        names = [name] + [f"{name}.{i}" for i in range(1, outputs)]
-        self.nodes.append(helper.make_node(op, inputs, names, name=name, domain=domain, **attributes))
-        return name
-
-    def linear(self, x: str, weight: torch.Tensor, bias: torch.Tensor, name: str) -> str:
-        """x times the transpose of a torch Linear's weight [out, in], plus its bias [out]."""
-        product = self.node("MatMul", [x, self.weight(weight.T, f"{name}.weight")], f"{name}.matmul")
-        return self.node("Add", [product, self.weight(bias, f"{name}.bias")], name)
-
-    def sum_norm(self, x: str, negated: str, norm: nn.LayerNorm, name: str) -> str:
-        """LayerNorm(x - negated).
-
-        Sums are written as differences, exactly: onnxruntime would fuse a sum and a LayerNormalization into
-        SkipLayerNormalization, whose CPU kernel takes four to seven times as long as the two apart.
-        """
-        total = self.node("Sub", [x, negated], f"{name}.sum")
-        scale = [self.weight(norm.weight, f"{name}.gamma"), self.weight(norm.bias, f"{name}.beta")]
-        return self.node("LayerNormalization", [total, *scale], name, epsilon=norm.eps)
-
-    def skip_norm(self, x: str, linear: nn.Linear, skip: str, norm: nn.LayerNorm, name: str) -> str:
-        """LayerNorm(skip + Linear(x))."""
-        return self.sum_norm(skip, self.linear(x, -linear.weight, -linear.bias, f"{name}.negated"), norm, name)
-
 
 def build_graph(model: PreTrainedModel, masked: bool = True) -> onnx.ModelProto:
     """The model as an fp32 ONNX graph for onnxruntime.
@@ -94,21 +47,11 @@ def build_graph(model: PreTrainedModel, masked: bool = True) -> onnx.ModelProto:
         masked: False leaves `attention_mask` out: faster, for batches without padding.
 
     Raises:
-        UserError: the model has a part that the fused operators cannot compute exactly.
+        NotFusable: the model has a part that the fused operators cannot compute exactly.
     """
-    family = family_of(model)
-    activation = _check_supported(model)
-    graph = _Graph()
+    graph = Graph()
+    WRITERS.get(model.config.model_type, _write)(graph, model, masked)
     inputs = ["input_ids"] + ["attention_mask"] * masked + ["token_type_ids"] * takes_token_types(model)
-
-    x = _embeddings(graph, model, family)
-    mask = [graph.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)] if masked else []
-    layers = layers_of(model)
-    for index, layer in enumerate(layers):
-        attend = _cls_attention if index == len(layers) - 1 else _attention
-        parts = {part: layer.get_submodule(getattr(family, part)) for part in LAYER_PARTS}
-        x = _layer(graph, x, mask, parts, attend, head_size_of(model), activation, f"layer.{index}")
-    _head(graph, model, family, x)
 
     axes = ["batch", "sequence"]
     proto = helper.make_graph(
@@ -122,20 +65,44 @@ def build_graph(model: PreTrainedModel, masked: bool = True) -> onnx.ModelProto:
     return helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fastformers")
 
 
+def _write(graph: Graph, model: PreTrainedModel, masked: bool) -> None:
+    """The layers as BERT has them: attention and FFN, a norm behind each."""
+    family = family_of(model)
+    activation = _check_supported(model)
+    graph.shared_layer = family.shared_layer
+    x = _embeddings(graph, model, family)
+    mask = [graph.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)] if masked else []
+    position_bias = _position_bias(graph, model, family) if family.position_bias else ""
+    layers = layer_uses(model)
+    for index, layer in enumerate(layers):
+        attend = _cls_attention if index == len(layers) - 1 else _attention
+        parts = {part: layer.get_submodule(getattr(family, part)) for part in LAYER_PARTS}
+        bias = _own_bias(graph, position_bias, layer.get_submodule(family.self_attention), f"layer.{index}")
+        x = _layer(graph, x, mask, bias, parts, attend, head_size_of(model), activation, f"layer.{index}")
+    _head(graph, model, family, x)
+
+
+# What writes a family whose layers are built in another way.
+WRITERS: dict[str, Callable[[Graph, PreTrainedModel, bool], None]] = {
+    "deberta-v2": write_deberta,
+    "modernbert": write_modernbert,
+}
+
+
 def _check_supported(model: PreTrainedModel) -> str:
     config = model.config
     activation = config.activation if config.model_type == "distilbert" else config.hidden_act
     if activation not in HIDDEN_ACTIVATIONS:
-        raise UserError(
+        raise NotFusable(
             f"the model's hidden activation is {activation!r} but only {', '.join(HIDDEN_ACTIVATIONS)} can be "
-            "written as a fused graph: set it in the checkpoint's config.json and train again"
+            "written as a fused graph"
         )
     if getattr(config, "is_decoder", False):
         raise UserError("the checkpoint's config.json says is_decoder: set it to false, a classifier is an encoder")
     return activation
 
 
-def _embeddings(graph: _Graph, model: PreTrainedModel, family: Family) -> str:
+def _embeddings(graph: Graph, model: PreTrainedModel, family: Family) -> str:
     """Sum of word, position and token type embeddings, normalized: [batch, sequence, hidden]."""
     embeddings = model.get_submodule(family.embeddings)
     # Negative, for `sum_norm`.
@@ -163,7 +130,7 @@ def _embeddings(graph: _Graph, model: PreTrainedModel, family: Family) -> str:
     return x
 
 
-def _positions_after_padding(graph: _Graph, padding_id: int) -> str:
+def _positions_after_padding(graph: Graph, padding_id: int) -> str:
     """Position ids as transformers numbers RoBERTa's: padding_id + 1, 2, ... for tokens, padding_id for padding."""
     padding = graph.weight(np.array(padding_id), "positions.padding_id")
     is_padding = graph.node("Equal", ["input_ids", padding], "positions.is_padding")
@@ -174,23 +141,58 @@ def _positions_after_padding(graph: _Graph, padding_id: int) -> str:
     return graph.node("Add", [graph.node("Mul", [count, is_token], "positions.masked"), padding], "positions")
 
 
+def _position_bias(graph: Graph, model: PreTrainedModel, family: Family) -> str:
+    """MPNet's bias of every head for the distance of every two tokens, once for all layers: [1, heads, length, length].
+
+    A table has a column for each distance, so that nothing is left to do but to look it up.
+    """
+    farthest = model.config.max_position_embeddings - 1
+    buckets = MPNetEncoder.relative_position_bucket(torch.arange(-farthest, farthest + 1))
+    table = graph.weight(model.get_submodule(family.position_bias).weight[buckets].T, "bias.table")
+    zero, one, shift = (
+        graph.weight(np.array(i), f"bias.{n}") for i, n in ((0, "zero"), (1, "one"), (farthest, "shift"))
+    )
+    first, second = (graph.weight(np.array([i]), f"bias.{name}") for i, name in ((0, "first"), (1, "second")))
+    length = graph.node("Shape", ["input_ids"], "bias.shape", start=1, end=2)
+    length = graph.node("Squeeze", [length, first], "bias.length")
+    positions = graph.node("Range", [zero, length, one], "bias.positions")
+    keys = graph.node("Add", [positions, shift], "bias.shifted")
+    keys = graph.node("Unsqueeze", [keys, first], "bias.keys")
+    queries = graph.node("Unsqueeze", [positions, second], "bias.queries")
+    distances = graph.node("Sub", [keys, queries], "bias.distances")
+    biases = graph.node("Gather", [table, distances], "bias.heads", axis=1)
+    return graph.node("Unsqueeze", [biases, first], "bias")
+
+
+def _own_bias(graph: Graph, position_bias: str, attention: nn.Module, name: str) -> str:
+    """The part of the position bias that belongs to the heads of one layer."""
+    heads = getattr(attention, "heads", None)  # those left by pruning
+    if heads is None or len(heads) == 0:
+        return position_bias
+    return graph.node("Gather", [position_bias, graph.weight(heads, f"{name}.heads")], f"{name}.bias", axis=1)
+
+
 def _layer(
-    graph: _Graph,
+    graph: Graph,
     x: str,
     mask: list[str],
+    position_bias: str,
     parts: dict[str, nn.Module],
     attend: Callable[..., tuple[str, str]],
     head_size: int,
     activation: str,
     name: str,
 ) -> str:
-    """One encoder layer over the rows that `attend` returns a context for; `mask` is the mask's name, or empty."""
+    """One encoder layer over the rows that `attend` returns a context for; `mask` is the mask's name, or empty.
+
+    `position_bias` is the name of what is added to the scores, [1, heads, sequence, sequence], or empty.
+    """
     output, norm = parts["attention_output"], parts["attention_norm"]
     if output.in_features:
-        context, x = attend(graph, x, mask, parts, head_size, f"{name}.attention")
+        context, x = attend(graph, x, mask, position_bias, parts, head_size, f"{name}.attention")
         x = graph.skip_norm(context, output, x, norm, f"{name}.attention_norm")
     else:  # no head was kept
-        x = _first_row(graph, x, name) if attend is _cls_attention else x
+        x = graph.first_row(x, name) if attend is _cls_attention else x
         x = graph.sum_norm(x, graph.weight(-output.bias, f"{name}.no_attention"), norm, f"{name}.attention_norm")
     hidden = graph.linear(x, parts["ffn_input"].weight, parts["ffn_input"].bias, f"{name}.ffn_input")
     operator, domain = ACTIVATIONS[activation]
@@ -199,16 +201,17 @@ def _layer(
 
 
 def _attention(
-    graph: _Graph, x: str, mask: list[str], parts: dict[str, nn.Module], head_size: int, name: str
+    graph: Graph, x: str, mask: list[str], position_bias: str, parts: dict[str, nn.Module], head_size: int, name: str
 ) -> tuple[str, str]:
     """Self-attention of every row; returns the context and the rows, both [batch, sequence, ...]."""
     projections = [parts[part] for part in ("query", "key", "value")]
     width = projections[0].out_features
+    weight, bias = _joined(projections)
     inputs = [
         x,
-        graph.weight(torch.cat([p.weight for p in projections]).T, f"{name}.weight"),
-        graph.weight(torch.cat([p.bias for p in projections]), f"{name}.bias"),
-        *mask,
+        graph.weight(weight.T, f"{name}.weight"),
+        graph.weight(bias, f"{name}.bias"),
+        *([*(mask or [""]), "", position_bias] if position_bias else mask),
     ]
     context = graph.node(
         "Attention", inputs, name, MICROSOFT, num_heads=width // head_size, qkv_hidden_sizes=[width] * 3
@@ -216,26 +219,38 @@ def _attention(
     return context, x
 
 
+def _joined(linears: list[nn.Module]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [outputs, inputs] and bias [outputs] of several Linear modules as of one."""
+    return torch.cat([linear.weight for linear in linears]), torch.cat([linear.bias for linear in linears])
+
+
 def _cls_attention(
-    graph: _Graph, x: str, mask: list[str], parts: dict[str, nn.Module], head_size: int, name: str
+    graph: Graph, x: str, mask: list[str], position_bias: str, parts: dict[str, nn.Module], head_size: int, name: str
 ) -> tuple[str, str]:
     """Attention of the first row to all rows; returns the context and the row, both [batch, 1, ...]."""
-    query, key, value = (parts[part] for part in ("query", "key", "value"))
-    row = _first_row(graph, x, name)
-    queries = graph.linear(row, query.weight, query.bias, f"{name}.query")
-    weight, bias = torch.cat([key.weight, value.weight]), torch.cat([key.bias, value.bias])
-    keys = graph.node("Split", [graph.linear(x, weight, bias, f"{name}.key_value")], f"{name}.split", outputs=2, axis=2)
-    inputs = [queries, keys, f"{keys}.1"] + ["", *mask] * bool(mask)
+    query, key, value = projections = [parts[part] for part in ("query", "key", "value")]
+    row = graph.first_row(x, name)
+    if graph.shared_layer:  # all rows' queries too, by the weights that are there already
+        weight, bias = _joined(projections)
+        product = graph.node("MatMul", [x, graph.weight(weight.T, f"{name}.weight")], f"{name}.projected.matmul")
+        projected = graph.node("Add", [product, graph.weight(bias, f"{name}.bias")], f"{name}.projected")
+        split = graph.node("Split", [projected], f"{name}.split", outputs=3, axis=2)
+        queries, keys, values = graph.first_row(split, f"{name}.query"), f"{split}.1", f"{split}.2"
+    else:
+        queries = graph.linear(row, query.weight, query.bias, f"{name}.query")
+        projected = graph.linear(x, *_joined([key, value]), f"{name}.key_value")
+        keys = graph.node("Split", [projected], f"{name}.split", outputs=2, axis=2)
+        values = f"{keys}.1"
+    inputs = [queries, keys, values] + ["", *mask] * bool(mask)
+    if position_bias:
+        bounds = [graph.weight(np.array([i]), f"{name}.bias_{part}") for i, part in enumerate(("start", "end", "axis"))]
+        row_bias = graph.node("Slice", [position_bias, *bounds], f"{name}.bias_row")
+        inputs = [*inputs[:3], "", *(mask or [""]), row_bias]
     num_heads = query.out_features // head_size
     return graph.node("MultiHeadAttention", inputs, name, MICROSOFT, num_heads=num_heads), row
 
 
-def _first_row(graph: _Graph, x: str, name: str) -> str:
-    start, end = (graph.weight(np.array([i]), f"{name}.{bound}") for i, bound in ((0, "start"), (1, "end")))
-    return graph.node("Slice", [x, start, end, end], f"{name}.row")
-
-
-def _head(graph: _Graph, model: PreTrainedModel, family: Family, x: str) -> None:
+def _head(graph: Graph, model: PreTrainedModel, family: Family, x: str) -> None:
     """Logits [batch, labels] of the one row left: [batch, 1, hidden]."""
     axis = graph.weight(np.array([1]), "head.axis")
     x = graph.node("Squeeze", [x, axis], "head.row")

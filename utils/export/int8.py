@@ -7,7 +7,7 @@ fast and accurate enough depends on the model and the machine: `CANDIDATES` list
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from utils.export.fused import MICROSOFT, WORDS
+from utils.export.graph import MICROSOFT, WORDS
 
 # Bits of a weight. Without VNNI, AVX2 sums pairs of products of an 8-bit activation and an 8-bit weight in 16 bits,
 # which saturates; with one bit less it cannot.
@@ -37,7 +37,7 @@ class Recipe:
     fused_attention: bool = False  # the projection to query, key and value inside onnxruntime's QAttention
 
 
-FFN_OUTPUT = ("ffn_norm.negated.matmul",)  # its inputs have the widest range in BERT-like models
+FFN_OUTPUT = ("ffn_norm.negated.matmul", "ffn_output.matmul")  # its inputs have the widest range in BERT-like models
 
 CANDIDATES = {
     "dynamic, per channel": Recipe(),
@@ -50,6 +50,17 @@ CANDIDATES = {
     "static, per channel, fp32 FFN output": Recipe(static=True, fp32_parts=FFN_OUTPUT),
     "dynamic, per channel, fp32 FFN output": Recipe(fp32_parts=FFN_OUTPUT),
 }
+
+
+def candidates_for(model: onnx.ModelProto) -> dict[str, Recipe]:
+    """The recipes to measure for a fused graph: `CANDIDATES`, each once where no Attention operator can be fused."""
+    # QAttention takes no position bias, the sixth input.
+    if any(node.op_type == "Attention" and len(node.input) < 6 for node in model.graph.node):
+        return CANDIDATES
+    return {
+        name.replace(", fused attention", ""): replace(recipe, fused_attention=False)
+        for name, recipe in CANDIDATES.items()
+    }
 
 
 def detect_cpu() -> str:
@@ -117,6 +128,7 @@ class _Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.written: set[str] = set()
         self.rounded: dict[str, list[str]] = {}
+        self.int8_weights: dict[str, list[str]] = {}  # those of ALBERT's one layer are used many times
 
     def copy(self, node: onnx.NodeProto) -> None:
         self.nodes.append(node)
@@ -127,17 +139,23 @@ class _Writer:
 
     def weight(self, name: str) -> list[str]:
         """Round a weight [in, out]; returns the names of the int8 weight and of its scale."""
+        if name in self.int8_weights:
+            return self.int8_weights[name]
         axis = 0 if self.recipe.per_channel else None
         values, scale = _rounded(numpy_helper.to_array(self.weights.pop(name)), axis, self.bits)
         scale = scale[0] if self.recipe.per_channel else scale.reshape(())
-        return [self.constant(values, f"{name}.int8"), self.constant(scale, f"{name}.scale")]
+        names = [self.constant(values, f"{name}.int8"), self.constant(scale, f"{name}.scale")]
+        self.int8_weights[name] = names
+        return names
 
     def matmul(self, node: onnx.NodeProto) -> None:
-        """An int8 product, with the bias that is added to it."""
-        if node.name.endswith(ALWAYS_FP32 + self.recipe.fp32_parts):
+        """An int8 product, with the bias that is added to it, if any."""
+        # DeBERTa also multiplies states with states.
+        if node.input[1] not in self.weights or node.name.endswith(ALWAYS_FP32 + self.recipe.fp32_parts):
             return self.copy(node)
-        addition = self.biases[node.output[0]]
-        self.product(node.input[0], node.input[1], addition.input[1], addition.output[0])
+        addition = self.biases.get(node.output[0])
+        bias, output = ("", node.output[0]) if addition is None else (addition.input[1], addition.output[0])
+        self.product(node.input[0], node.input[1], bias, output)
 
     def add(self, node: onnx.NodeProto) -> None:
         """Nothing, where the bias went into an int8 product."""
@@ -180,18 +198,21 @@ class _Writer:
 
     def attention(self, node: onnx.NodeProto) -> None:
         """An int8 projection to query, key and value, then fp32 attention."""
-        x, weight, bias, *mask = node.input
+        x, weight, bias, *more = node.input
+        mask, _, position_bias = [*more, "", "", ""][:3]
         num_heads = next(attribute.i for attribute in node.attribute if attribute.name == "num_heads")
-        if self.recipe.fused_attention:
+        if self.recipe.fused_attention and not position_bias:  # QAttention takes none
             values, scale = self.weight(weight)
             rounded, x_scale, x_zero = self.rounded_input(x)
-            inputs, operator = [rounded, values, bias, x_scale, scale, *(mask or [""]), x_zero], "QAttention"
+            inputs, operator = [rounded, values, bias, x_scale, scale, mask, x_zero], "QAttention"
         else:
             projected = [f"{node.name}.{part}" for part in ("query", "key", "value")]
             self.product(x, weight, bias, f"{node.name}.projected")
             split = helper.make_node("Split", [f"{node.name}.projected"], projected, name=f"{node.name}.split", axis=2)
             self.nodes.append(split)
-            inputs, operator = projected + ["", *mask] * bool(mask), "MultiHeadAttention"
+            inputs, operator = [*projected, "", mask, position_bias], "MultiHeadAttention"
+            while not inputs[-1]:
+                inputs.pop()
         self.nodes.append(
             helper.make_node(operator, inputs, node.output, name=node.name, domain=MICROSOFT, num_heads=num_heads)
         )

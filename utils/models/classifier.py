@@ -1,4 +1,4 @@
-"""Classification models: loading and saving, for the four families.
+"""Classification models: loading and saving.
 
 A checkpoint folder is a standard transformers one. Where pruning left shapes that config.json's own keys cannot say,
 config.json lists them, and the folder holds the code that builds such a model: see utils/models/modeling_pruned.py.
@@ -25,7 +25,7 @@ from transformers import (
 from utils.models import modeling_pruned
 from utils.models.checkpoint import check_labels, labels_of, load_hub_config, read_hub_config
 from utils.models.config import Config
-from utils.models.families import FAMILIES, family_of, layer_shapes, takes_token_types
+from utils.models.families import family_of, in_table, layer_shapes, layers_of, takes_token_types
 from utils.models.folder import MEND, check_weight_files
 from utils.system.errors import UserError, first_line
 from utils.system.files import atomic_file, atomic_files_into
@@ -94,12 +94,12 @@ def load_model(
     except Exception as error:  # whatever a damaged file provokes
         raise UserError(f"{named} cannot be loaded ({first_line(error)}): {MEND}") from error
     _check_weights(model, loading, new_head, named)
-    if hub_config.model_type in FAMILIES and own_labels != labels and not loading["missing_keys"]:
+    if in_table(hub_config) and own_labels != labels and not loading["missing_keys"]:
         _restart_classifier(model)
     if state_path is not None:
         load_state(model, state_path)
     model.eval()
-    if hub_config.model_type not in FAMILIES:
+    if not in_table(hub_config):
         _try_longest_rows(model, config.n_ctx, named)
     return model
 
@@ -165,7 +165,7 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full, or the folder cannot be written; then neither is changed.
     """
-    pruned = model.config.model_type in FAMILIES and _describe_shapes(model)
+    pruned = in_table(model.config) and _describe_shapes(model)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_files_into(folder) as temporary:
         tokenizer.save_pretrained(temporary)
@@ -191,6 +191,8 @@ def set_dropout(model: PreTrainedModel, probability: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
+        if isinstance(getattr(module, "attention_dropout", None), float):  # ModernBERT's is a number
+            module.attention_dropout = probability
 
 
 def freeze_embeddings(model: PreTrainedModel) -> None:
@@ -236,7 +238,7 @@ def _check_weights(model: PreTrainedModel, loading: dict, new_head: bool, named:
             raise UserError(f"{named} has no classifier ({name} is missing): train it first, with train.py")
         differs = "has the shape {}, by its config.json {}".format(*shapes[name]) if name in shapes else "is missing"
         raise UserError(f"{named}: of its weights, {name} {differs}: copy all files of the checkpoint again")
-    if model.config.model_type in FAMILIES:
+    if in_table(model.config):
         parts = "|".join(name for name, _ in model.base_model.named_children())
         of_encoder = re.compile(rf"({model.base_model_prefix}\.)?({parts})\.(?!.*position_ids$)")
         unused = [name for name in unexpected if of_encoder.match(name)]
@@ -304,15 +306,21 @@ def _restart_classifier(model: PreTrainedModel) -> None:
 def _describe_shapes(model: PreTrainedModel) -> bool:
     """Write the layers' shapes into the model's config, where its own keys do not say them; returns whether so."""
     config, shapes = model.config, layer_shapes(model)
-    pruned = set(shapes) != {(config.num_attention_heads, _config_ffn_size(config))}
-    described = {
+    family = family_of(model)
+    # A layer that was not the first one: transformers gives the first one no norm before its attention.
+    first_norm = family.pre_norm and isinstance(layers_of(model)[0].get_submodule(family.attention_norm), nn.LayerNorm)
+    pruned = first_norm or set(shapes) != {(config.num_attention_heads, _config_ffn_size(config))}
+    pruned = pruned or hasattr(config, "num_position_biases")
+    described: dict[str, object] = {
         "layer_shapes": [list(shape) for shape in shapes],
-        "layer_paths": asdict(family_of(model)),
+        "layer_paths": asdict(family),
         "auto_map": {
             "AutoModelForSequenceClassification": "modeling_pruned."
             + modeling_pruned.PRUNED_CLASSES[config.model_type].__name__
         },
     }
+    if family.pre_norm:
+        described["first_layer_norm"] = first_norm
     for key, value in described.items():
         if pruned:
             setattr(config, key, value)

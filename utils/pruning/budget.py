@@ -6,7 +6,7 @@ A budget is of multiply-accumulates (MACs) here, of milliseconds in latency_budg
 import torch
 from transformers import PreTrainedModel
 
-from utils.models.families import head_size_of, layer_shapes
+from utils.models.families import family_of, head_size_of, layer_shapes
 from utils.pruning.importance import Importance
 from utils.system.errors import UserError
 
@@ -38,10 +38,12 @@ def uniform(shapes: Shapes, num_heads: int | None, num_neurons: int | None, step
 def unit_macs(model: PreTrainedModel, length: float) -> tuple[float, float]:
     """MACs a token of one attention head and of one FFN neuron, in rows of `length` tokens.
 
-    A head has four projections, the scores and their product with the values; a neuron has two columns of weights.
+    A head has four projections, the scores and their product with the values; a neuron has two columns of weights, or
+    three where it is gated.
     """
-    hidden_size, head_size = model.config.hidden_size, head_size_of(model)
-    return 4 * hidden_size * head_size + 2 * length * head_size, 2 * hidden_size
+    family, hidden_size, head_size = family_of(model), model.config.hidden_size, head_size_of(model)
+    columns = family.packed.get(family.ffn_input, 1) + 1
+    return 4 * hidden_size * head_size + 2 * length * head_size, columns * hidden_size
 
 
 def fit_macs(model: PreTrainedModel, heads: Importance, neurons: Importance, fraction: float, length: float) -> Shapes:

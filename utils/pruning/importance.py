@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from utils.models.classifier import model_inputs
-from utils.models.families import family_of, head_size_of, layer_shapes, layers_of
+from utils.models.families import Family, family_of, head_size_of, layer_shapes, layers_of, projections
 
 Importance = list[torch.Tensor]  # for every layer the scores of its heads [heads], or of its neurons [neurons]
 
@@ -62,9 +62,12 @@ def width_gradients(
     embeddings = model.get_submodule(family.embeddings)
     if family.embeddings_project in dict(model.named_modules()):
         embeddings = model.get_submodule(family.embeddings_project)
-    norms = [
-        layer.get_submodule(path) for layer in layers_of(model) for path in (family.attention_norm, family.ffn_norm)
-    ]
+    # Each unit is multiplied by its mask once: behind every norm, or where nothing between the layers normalizes, each
+    # time that something is added to it.
+    paths = (family.attention_norm, family.ffn_norm)
+    if family.pre_norm:
+        paths = (family.attention_output, family.ffn_output)
+    parts = [layer.get_submodule(path) for layer in layers_of(model) for path in paths]
 
     def new_mask(module: nn.Module, arguments: tuple, states: torch.Tensor) -> torch.Tensor:
         masks[0] = torch.ones(states.shape[0], states.shape[-1], device=states.device, requires_grad=True)
@@ -77,7 +80,7 @@ def width_gradients(
         masks[1] = torch.ones_like(arguments[0], requires_grad=True)
         return (arguments[0] * masks[1],)
 
-    hooks = [embeddings.register_forward_hook(new_mask), *(norm.register_forward_hook(same_mask) for norm in norms)]
+    hooks = [embeddings.register_forward_hook(new_mask), *(part.register_forward_hook(same_mask) for part in parts)]
     hooks.append(model.get_submodule(family.head_output).register_forward_pre_hook(classifier_mask))
     hidden_units, classifier_units = _row_gradients(model, batches, target, masks, hooks)
     return hidden_units, classifier_units
@@ -95,6 +98,7 @@ def _row_gradients(
     gradients: list[list[torch.Tensor]] = []
     try:
         for batch in batches:
+            masks[:] = [torch.empty(0)] * len(masks)
             logits = model(**model_inputs(model, batch)).logits
             labels = torch.as_tensor(batch["labels"]) if target == "labels" else logits.argmax(-1)
             loss = F.cross_entropy(logits, labels.to(model.device), reduction="sum")
@@ -139,15 +143,19 @@ def magnitude_scores(model: PreTrainedModel) -> tuple[Importance, Importance]:
     family, head_size = family_of(model), head_size_of(model)
     heads, neurons = [], []
     for layer in layers_of(model):
-        rows = sum(
-            layer.get_submodule(path).weight.square().sum(1) for path in (family.query, family.key, family.value)
-        )
+        rows = sum(_row_squares(layer, path, family) for path in projections(family))
         squares = rows + layer.get_submodule(family.attention_output).weight.square().sum(0)
         heads.append(squares.view(len(squares) // head_size, head_size).sum(1).sqrt().detach().cpu())
-        squares = layer.get_submodule(family.ffn_input).weight.square().sum(1)
+        squares = _row_squares(layer, family.ffn_input, family)
         squares = squares + layer.get_submodule(family.ffn_output).weight.square().sum(0)
         neurons.append(squares.sqrt().detach().cpu())
     return heads, neurons
+
+
+def _row_squares(layer: nn.Module, path: str, family: Family) -> torch.Tensor:
+    """Sum of the squared weights of each output of a Linear, [outputs]; those of all its blocks together."""
+    squares = layer.get_submodule(path).weight.square().sum(1)
+    return squares.view(family.packed.get(path, 1), -1).sum(0)
 
 
 def random_scores(model: PreTrainedModel, seed: int) -> tuple[Importance, Importance]:
@@ -201,8 +209,11 @@ def _mask_inputs(linear: nn.Linear, masks: list[torch.Tensor], index: int, width
 
     def hook(module: nn.Linear, arguments: tuple) -> tuple:
         (states,) = arguments
-        mask = torch.ones(states.shape[0], states.shape[-1] // width, device=states.device, requires_grad=True)
-        masks[index] = mask
+        if not masks[index].requires_grad:  # ALBERT uses its one layer many times, with one mask
+            masks[index] = torch.ones(
+                states.shape[0], states.shape[-1] // width, device=states.device, requires_grad=True
+            )
+        mask = masks[index]
         return (states * mask.repeat_interleave(width, dim=1)[:, None, :],)
 
     return linear.register_forward_pre_hook(hook)

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from utils.models.classifier import model_inputs
-from utils.models.families import family_of, layers_of
+from utils.models.families import family_of, layers_of, reads_first_token
 
 # A fraction of the features' mean square: keeps the fit near the old weights where there are few rows to tell.
 RIDGE = 0.01
@@ -26,8 +26,7 @@ class _Batch:
     tokens: torch.Tensor  # bool [rows, length]: where there is a token
     pruned: torch.Tensor  # the pruned model's states before the layer, [rows, length, hidden size]
     whole: torch.Tensor  # the whole model's
-    more: tuple  # the layer's other arguments, such as the attention mask
-    named: dict
+    arguments: list[tuple[tuple, dict]]  # every layer's other ones, such as the attention mask
 
 
 def recover(
@@ -39,8 +38,8 @@ def recover(
 ) -> None:
     """Fit the attention and FFN output projections of `pruned`, in place, from the first layer to the last.
 
-    Each is fitted so that the input of the layer norm behind it comes closest to that in `whole`, given the states
-    that the layers fitted before give.
+    Each is fitted so that the sum that its output is added to comes closest to that in `whole`, given the states that
+    the layers fitted before give.
 
     Args:
         batches: of `utils.data.tables.collate`; their states in both models are held in memory.
@@ -52,61 +51,96 @@ def recover(
     """
     family = family_of(pruned)
     columns = slice(None) if hidden_units is None else hidden_units
+    # The parts that the sums behind attention and FFN go into; None for what leaves the layer.
+    after = (family.ffn_norm, None) if family.pre_norm else (family.attention_norm, family.ffn_norm)
     states = [_enter(pruned, whole, batch) for batch in batches]
+    if family.shared_layer:
+        _recover_shared(pruned, whole, states, columns, ridge)
+        return
     layers = list(zip(layers_of(pruned), layers_of(whole), strict=True))
     for index, (layer, original) in enumerate(layers):
         targets = []
         for batch in states:
-            sums, batch.whole = _run(original, batch.whole, batch, (family.attention_norm, family.ffn_norm))
+            sums, batch.whole = _run(original, batch.whole, batch, index, after)
             targets.append([total[..., columns] for total in sums])
-            if index == len(layers) - 1:
+            if index == len(layers) - 1 and reads_first_token(pruned):
                 batch.tokens[:, 1:] = False  # only the first token of the last layer reaches the classifier
-        for part, (output, norm) in enumerate(
-            [(family.attention_output, family.attention_norm), (family.ffn_output, family.ffn_norm)]
-        ):
+        for part, output in enumerate((family.attention_output, family.ffn_output)):
             gram, moment = 0, 0
             for batch, sums in zip(states, targets, strict=True):
-                (features, total), _ = _run(layer, batch.pruned, batch, (output, norm))
-                rows = features[batch.tokens]
-                rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-                gram = gram + (rows.T @ rows).cpu().double()  # not every device has doubles
-                moment = moment + (rows.T @ (sums[part] - total)[batch.tokens]).cpu().double()
+                (features, total), _ = _run(layer, batch.pruned, batch, index, (output, after[part]))
+                products = _products(features[batch.tokens], (sums[part] - total)[batch.tokens])
+                gram, moment = gram + products[0], moment + products[1]
             _change(layer.get_submodule(output), gram, moment, ridge)
         for batch in states:
-            _, batch.pruned = _run(layer, batch.pruned, batch, ())
+            _, batch.pruned = _run(layer, batch.pruned, batch, index, ())
+
+
+def _recover_shared(
+    pruned: PreTrainedModel,
+    whole: PreTrainedModel,
+    states: list[_Batch],
+    columns: slice | torch.Tensor,
+    ridge: float,
+) -> None:
+    """As `recover`, for the one layer of an ALBERT: its projections are fitted to all of its uses at once.
+
+    What goes into a use is the whole model's, so that one fit does not change what the others are for.
+    """
+    family, num_uses = family_of(pruned), pruned.config.num_hidden_layers
+    layer, original = layers_of(pruned)[0], layers_of(whole)[0]
+    for output, norm in ((family.attention_output, family.attention_norm), (family.ffn_output, family.ffn_norm)):
+        gram, moment = 0, 0
+        for batch in states:
+            x = batch.whole
+            for use in range(num_uses):
+                tokens = batch.tokens.clone()
+                if use == num_uses - 1:
+                    tokens[:, 1:] = False  # only the first token of the last layer reaches the classifier
+                (features, total), _ = _run(layer, x[..., columns], batch, use, (output, norm))
+                (target,), x = _run(original, x, batch, use, (norm,))
+                products = _products(features[tokens], (target[..., columns] - total)[tokens])
+                gram, moment = gram + products[0], moment + products[1]
+        _change(layer.get_submodule(output), gram, moment, ridge)
 
 
 def _enter(pruned: PreTrainedModel, whole: PreTrainedModel, batch: dict) -> _Batch:
-    """The arguments of the first layers of both models for a batch, as a `_Batch`."""
-
-    class Stop(Exception):
-        pass
-
-    def first_layer(module: nn.Module, arguments: tuple, named: dict) -> None:
-        raise Stop(arguments, named)
-
-    arguments_of_both = []
-    for model in (pruned, whole):
-        hook = layers_of(model)[0].register_forward_pre_hook(first_layer, with_kwargs=True)
-        try:
-            with torch.inference_mode():
-                model(**model_inputs(model, batch))
-        except Stop as stop:
-            arguments_of_both.append(stop.args)
-        finally:
-            hook.remove()
-    ((states, *more), named), ((original, *_), _) = arguments_of_both
+    """What goes into the layers of both models for a batch, as a `_Batch`."""
+    (states, arguments), (original, _) = (_layer_arguments(model, batch) for model in (pruned, whole))
     tokens = torch.as_tensor(batch["attention_mask"]).bool().to(states.device)
-    return _Batch(tokens, states, original, tuple(more), named)
+    return _Batch(tokens, states, original, arguments)
 
 
-def _run(layer: nn.Module, x: torch.Tensor, batch: _Batch, paths: tuple[str, ...]) -> tuple[list, torch.Tensor]:
-    """Run one layer on states `x`, [rows, length, hidden size].
+def _layer_arguments(model: PreTrainedModel, batch: dict) -> tuple[torch.Tensor, list[tuple[tuple, dict]]]:
+    """The states before the first layer, and every layer's other arguments; no layer is run."""
+    arguments: list[tuple[tuple, dict]] = []
+    returns_tuple = family_of(model).layer_returns_tuple
+
+    def pass_on(states: torch.Tensor, *more: object, **named: object) -> torch.Tensor | tuple:
+        arguments.append(((states, *more), named))
+        return (states, None) if returns_tuple else states
+
+    layers = layers_of(model)
+    for layer in layers:
+        layer.forward = pass_on
+    try:
+        with torch.inference_mode():
+            model(**model_inputs(model, batch))
+    finally:
+        for layer in layers:
+            del layer.forward
+    return arguments[0][0][0], [(more[1:], named) for more, named in arguments]
+
+
+def _run(
+    layer: nn.Module, x: torch.Tensor, batch: _Batch, index: int, paths: tuple[str | None, ...]
+) -> tuple[list, torch.Tensor]:
+    """Run one layer, which has the number `index`, on states `x`, [rows, length, hidden size].
 
     Returns:
-        The inputs of its parts `paths`, and its output.
+        The inputs of its parts `paths`, its output for None; and its output.
     """
-    inputs: dict[str, torch.Tensor] = {}
+    inputs: dict[str | None, torch.Tensor] = {}
 
     def keep(path: str):
         def hook(module: nn.Module, arguments: tuple) -> None:
@@ -114,22 +148,37 @@ def _run(layer: nn.Module, x: torch.Tensor, batch: _Batch, paths: tuple[str, ...
 
         return hook
 
-    hooks = [layer.get_submodule(path).register_forward_pre_hook(keep(path)) for path in paths]
+    hooks = [layer.get_submodule(path).register_forward_pre_hook(keep(path)) for path in paths if path]
+    more, named = batch.arguments[index]
     try:
         with torch.inference_mode():
-            output = layer(x, *batch.more, **batch.named)
+            output = layer(x, *more, **named)
     finally:
         for hook in hooks:
             hook.remove()
+    inputs[None] = output = output[0] if isinstance(output, tuple) else output
     return [inputs[path] for path in paths], output
 
 
+def _products(features: torch.Tensor, missing: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What rows add to `_change`'s gram and moment: features [rows, inputs], what their sums lack [rows, outputs]."""
+    rows = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+    return (rows.T @ rows).cpu().double(), (rows.T @ missing).cpu().double()  # not every device has doubles
+
+
 def _change(projection: nn.Linear, gram: torch.Tensor, moment: torch.Tensor, ridge: float) -> None:
-    """Add the least-squares change of weight and bias: gram [inputs + 1, inputs + 1], moment [inputs + 1, outputs]."""
+    """Add the least-squares change of weight and bias: gram [inputs + 1, inputs + 1], moment [inputs + 1, outputs].
+
+    Of the weight alone where there is no bias.
+    """
+    size = projection.in_features
+    if projection.bias is None:
+        gram, moment = gram[:size, :size], moment[:size]
     diagonal = gram.diagonal()
-    diagonal[:-1] += ridge * diagonal[:-1].mean()
-    diagonal[-1] += ridge * diagonal[-1]
+    diagonal[:size] += ridge * diagonal[:size].mean()
+    diagonal[size:] += ridge * diagonal[size:]
     change = torch.linalg.solve(gram, moment).float().to(projection.weight.device)
     with torch.no_grad():
-        projection.weight += change[:-1].T
-        projection.bias += change[-1]
+        projection.weight += change[:size].T
+        if projection.bias is not None:
+            projection.bias += change[size]

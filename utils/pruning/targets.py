@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from utils.models.families import head_size_of, layer_shapes
+from utils.models.families import head_size_of, shapes_in_order, unknown_option
 from utils.system.errors import UserError
 
 
@@ -30,9 +30,15 @@ def check_sizes(
     with the encoder.
 
     Raises:
-        UserError: a target is larger than the model, or no whole number of heads; names both numbers.
+        UserError: a target is larger than the model, or no whole number of heads; names both numbers. Or the model
+            has an option whose parts are not known.
     """
-    heads, neurons = zip(*(layer_shapes(model)[i] for i in layers), strict=True)
+    if option := unknown_option(model):
+        raise UserError(
+            f"the checkpoint's config.json says {option}, and such an encoder of the family "
+            f"{model.config.model_type!r} cannot be pruned: use another"
+        )
+    heads, neurons = zip(*(shapes_in_order(model)[i] for i in layers), strict=True)
     for flag, target, size, unit in [
         ("--target_num_heads", num_heads, min(heads), "attention heads a layer"),
         ("--target_ffn_dim", num_neurons, min(neurons), "FFN neurons a layer"),
@@ -40,7 +46,8 @@ def check_sizes(
     ]:
         if target and target > size:
             raise UserError(f"{flag}={target} is larger than the model, which has {size} {unit}: lower it")
-    if hidden_size and hidden_size == getattr(model.config, "embedding_size", None):
+    # ALBERT always projects.
+    if hidden_size and model.config.model_type == "electra" and hidden_size == model.config.embedding_size:
         raise UserError(
             f"--target_hidden_size={hidden_size} is the width of this model's embeddings, which transformers would "
             "then take for unprojected: choose another"

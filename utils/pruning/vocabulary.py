@@ -4,6 +4,7 @@ Special tokens and single characters stay in any case, so that every text can st
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,12 +19,18 @@ from utils.system.errors import UserError
 
 # The marks, at the beginning of a token, that it continues a word (WordPiece) or begins one (BPE).
 MARKS = ("##", "Ġ", "▁")
+BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
-def used_ids(splits: Iterable) -> np.ndarray:
-    """The distinct token ids of tokenized tables of `utils.data.tables`, ascending."""
+def used_ids(splits: Iterable, first_position: int = 0) -> np.ndarray:
+    """The distinct token ids of tokenized tables of `utils.data.tables`, ascending.
+
+    Args:
+        first_position: of `utils.models.families`: so many ids, up to the padding token's, must keep their numbers,
+            since positions are counted from there.
+    """
     ids = [np.unique(split.data.column("input_ids").combine_chunks().flatten().to_numpy()) for split in splits]
-    return np.unique(np.concatenate(ids))
+    return np.unique(np.concatenate([*ids, np.arange(first_position)]))
 
 
 def smaller_tokenizer(
@@ -32,7 +39,8 @@ def smaller_tokenizer(
     """A tokenizer that has only the ids `used`, special tokens and single characters, with new ids in the same order.
 
     Texts of these tokens are tokenized as before: WordPiece takes the longest token that fits, byte-level BPE merges in
-    the same order, and every token that they went through is still there.
+    the same order, and every token that they went through is still there; Unigram (SentencePiece) takes the split with
+    the largest sum of scores, which stays the largest where only others are gone.
 
     Args:
         used: token ids of `used_ids`, int [ids].
@@ -41,19 +49,29 @@ def smaller_tokenizer(
         The tokenizer, and the old id of each of its tokens.
 
     Raises:
-        UserError: its model is neither WordPiece nor BPE.
+        UserError: its model is none of WordPiece, BPE and Unigram.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     model = state["model"]
-    if model["type"] not in ("WordPiece", "BPE"):
-        raise UserError(f"a {model['type']} vocabulary cannot be pruned, only WordPiece and BPE: leave it whole")
-    ids = {model["vocab"][token] for token in model["vocab"] if _is_character(token)}
+    if model["type"] not in ("WordPiece", "BPE", "Unigram"):
+        raise UserError(
+            f"a {model['type']} vocabulary cannot be pruned, only WordPiece, BPE and Unigram: leave it whole"
+        )
+    unigram = model["type"] == "Unigram"
+    numbers = {token: i for i, (token, _) in enumerate(model["vocab"])} if unigram else model["vocab"]
+    ids = {numbers[token] for token in numbers if _is_character(token)}
     ids |= {int(i) for i in used} | {token["id"] for token in state["added_tokens"]}
     if model["type"] == "BPE":
         ids |= _intermediate_ids(model, ids)
+    if unigram:
+        ids |= _unigram_ids(model)
     old_ids = sorted(ids)
     new_ids = {old: new for new, old in enumerate(old_ids)}
-    model["vocab"] = {token: new_ids[old] for token, old in model["vocab"].items() if old in new_ids}
+    if unigram:
+        model["vocab"] = [piece for i, piece in enumerate(model["vocab"]) if i in new_ids]
+        model["unk_id"] = new_ids.get(model["unk_id"])
+    else:
+        model["vocab"] = {token: new_ids[old] for token, old in numbers.items() if old in new_ids}
     if model["type"] == "BPE":
         model["merges"] = [
             merge for merge in model["merges"] if model["vocab"].keys() >= {"".join(_pair(merge)), *_pair(merge)}
@@ -67,7 +85,7 @@ def smaller_tokenizer(
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for path in Path(folder).iterdir():
-            if path.name.startswith(("vocab", "merges")):
+            if path.name.startswith(("vocab", "merges")) or path.suffix == ".model":
                 path.unlink()
         (Path(folder) / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
         path = Path(folder) / "tokenizer_config.json"
@@ -104,6 +122,17 @@ def _intermediate_ids(model: dict, ids: set[int]) -> set[int]:
     return intermediate
 
 
+def _unigram_ids(model: dict) -> set[int]:
+    """Ids that a Unigram model needs for any text: of the unknown token, of bytes, and of the piece of lowest score.
+
+    An unknown character counts a fixed amount less than that piece.
+    """
+    ids = set() if model["unk_id"] is None else {model["unk_id"]}
+    if model.get("byte_fallback"):
+        ids |= {i for i, (token, _) in enumerate(model["vocab"]) if BYTE.fullmatch(token)}
+    return ids | {min(range(len(model["vocab"])), key=lambda i: model["vocab"][i][1])}
+
+
 def _renumber(processor: dict, new_ids: dict[int, int]) -> None:
     """Special tokens' ids in a post-processor's description, in place."""
     for part in processor.get("processors", []):
@@ -124,14 +153,15 @@ def prune_embeddings(model: PreTrainedModel, old_ids: list[int], tokenizer: PreT
     Raises:
         UserError: the model's family is not in `utils.models.families`.
     """
-    path = f"{family_of(model).embeddings}.word_embeddings"
+    family = family_of(model)
+    path = f"{family.embeddings}.{family.word_embeddings}"
     embeddings = model.get_submodule(path)
     rows = embeddings.weight.detach()[torch.tensor(old_ids, device=embeddings.weight.device)]
     padding = None if embeddings.padding_idx is None else old_ids.index(embeddings.padding_idx)
     model.set_submodule(path, nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=padding))
     model.config.vocab_size = len(old_ids)
     model.config.pad_token_id = tokenizer.pad_token_id
-    for name in ("bos_token_id", "eos_token_id"):
+    for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         old = getattr(model.config, name, None)
         if old is not None:
             setattr(model.config, name, old_ids.index(old) if old in old_ids else None)

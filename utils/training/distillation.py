@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from utils.models.classifier import model_inputs
-from utils.models.families import family_of, layer_shapes, layers_of
+from utils.models.families import family_of, layer_uses, projections, shapes_in_order
 from utils.models.first_token import first_token_only
 from utils.system.errors import UserError
 from utils.training.loop import RowLosses
@@ -47,7 +47,7 @@ def paired_layers(
     """
     if not (weights.state_loss_ratio or weights.att_loss_ratio or weights.relation_loss_ratio):
         return []
-    theirs, ours = ([heads for heads, _ in layer_shapes(model)] for model in (teacher, student))
+    theirs, ours = ([heads for heads, _ in shapes_in_order(model)] for model in (teacher, student))
     if teacher_layers is None:
         if len(ours) > len(theirs):
             raise UserError(
@@ -152,10 +152,20 @@ def _state_pairs(ours: tuple, theirs: tuple, which: str, layers: list[int]) -> l
 @contextmanager
 def _queries_keys_values(model: PreTrainedModel, index: int) -> Iterator[list[torch.Tensor]]:
     """A list that gets a layer's queries, keys and values, each [batch, length, width], when the model runs."""
-    family, layer = family_of(model), layers_of(model)[index]
+    family, uses = family_of(model), layer_uses(model)
+    index %= len(uses)
+    layer, earlier_uses, outputs = uses[index], uses[:index].count(uses[index]), 0
     parts: list[torch.Tensor] = []
-    projections = [layer.get_submodule(path) for path in (family.query, family.key, family.value)]
-    hooks = [linear.register_forward_hook(lambda _, inputs, output: parts.append(output)) for linear in projections]
+    paths = projections(family)
+
+    def take(linear: nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
+        nonlocal outputs
+        # ALBERT uses its one layer many times, and DeBERTa projects its relative embeddings afterwards.
+        if outputs // len(paths) == earlier_uses:
+            parts.extend(output.chunk(3 // len(paths), -1))
+        outputs += 1
+
+    hooks = [layer.get_submodule(path).register_forward_hook(take) for path in paths]
     try:
         yield parts
     finally:
