@@ -233,10 +233,11 @@ def test_graphs_share_their_weights(tmp_path):
     assert all(np.abs(output - expected).max() < 1e-4 for output in outputs)
 
 
-def test_fp16_is_close(tmp_path):
-    model = tiny_model("bert")
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "modernbert"])
+def test_fp16_is_close(family, tmp_path):
+    model = tiny_model(family, max_position_embeddings=1000)
     run, run_model = runner(to_fp16(build_graph(model)), tmp_path), pytorch_engine(model)
-    batches = batches_of(model)
+    batches = [*batches_of(model), numpy_batch(model, [900])]
     assert compare_logits(run, [run_model(batch) for batch in batches], batches) < 0.05
 
 

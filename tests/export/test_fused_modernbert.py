@@ -3,13 +3,16 @@
 import copy
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
 from test_fused import batches_of, graph_runner, largest_difference, numpy_batch, prune_unevenly, runner, tiny_model
 
 from utils.export.fused import build_graph
 from utils.export.graph import NotFusable
 from utils.export.int8 import CANDIDATES, candidates_for
+from utils.export.plain import to_fp16
 from utils.export.verify import compare_logits
 from utils.measuring.engines import pytorch_engine
 from utils.pruning.narrow import narrow_layer
@@ -53,6 +56,19 @@ def test_global_and_local_layers_rotate_differently(tmp_path):
     rotations = {kind: {"rope_type": "default"} | theta for kind, theta in rotations.items()}
     model = tiny_model("modernbert", rope_parameters=rotations, local_attention=20)
     assert largest_difference(model, tmp_path, batches_of(model)) < 1e-4
+
+
+def test_fp16_keeps_the_angles_of_far_positions(tmp_path):
+    model = tiny_model("modernbert", max_position_embeddings=1000)
+    graph = to_fp16(build_graph(model))
+    sines = next(node.output[0] for node in graph.graph.node if node.op_type == "Sin" and "full" in node.name)
+    graph.graph.output.append(helper.make_tensor_value_info(sines, TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    (got,) = session.run(
+        [sines], {name: array for name, array in numpy_batch(model, [901]).items() if "type" not in name}
+    )
+    expected = np.sin(np.arange(901)[:, None] * model.model.rotary_emb.full_attention_inv_freq.numpy())
+    assert np.abs(got - expected).max() < 0.05
 
 
 def test_what_cannot_be_fused():

@@ -191,7 +191,7 @@ def set_dropout(model: PreTrainedModel, probability: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
-        if isinstance(getattr(module, "attention_dropout", None), float):  # ModernBERT's is a number
+        if isinstance(getattr(module, "attention_dropout", None), (int, float)):  # ModernBERT's is a number
             module.attention_dropout = probability
 
 
