@@ -195,6 +195,7 @@ def test_an_option_that_is_not_known_is_exported_plainly(family, option, project
     assert code == 0 and f"{option} is 'silu'" in stderr and "nothing is fused" in stderr
     model = load_model(str(tmp_path / "pruned"), "--flag", Config(family, 16), ["negative", "positive"])
     batch = load_tokenizer(str(tmp_path / "pruned"), "--flag")("a good film", return_tensors="pt")
+    batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
     with torch.no_grad():
         expected = model(**model_inputs(model, batch)).logits.softmax(-1)[0].tolist()
     assert list(Predictor(tmp_path / "model").predict("a good film").probabilities.values()) == pytest.approx(

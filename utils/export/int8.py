@@ -151,7 +151,8 @@ class _Writer:
     def matmul(self, node: onnx.NodeProto) -> None:
         """An int8 product, with the bias that is added to it, if any."""
         # DeBERTa also multiplies states with states.
-        if node.input[1] not in self.weights or node.name.endswith(ALWAYS_FP32 + self.recipe.fp32_parts):
+        is_weight = node.input[1] in self.weights or node.input[1] in self.int8_weights
+        if not is_weight or node.name.endswith(ALWAYS_FP32 + self.recipe.fp32_parts):
             return self.copy(node)
         addition = self.biases.get(node.output[0])
         bias, output = ("", node.output[0]) if addition is None else (addition.input[1], addition.output[0])
