@@ -103,7 +103,7 @@ def test_weights_are_as_wide_as_the_target_cpu_can_add(trained, monkeypatch, tar
 @pytest.mark.parametrize("kind", ["--fp32", "--fp16", "--max_accuracy_drop=1"])
 def test_calibrate_divides_the_logits_of_all_graphs(trained, monkeypatch, kind):
     """By the temperature that fits valid best: of the logits without it, to the last digits."""
-    monkeypatch.setattr("quantize.CANDIDATES", {"int8": CANDIDATES["dynamic, per channel"]})
+    monkeypatch.setattr("quantize.candidates_for", lambda graph: {"int8": CANDIDATES["dynamic, per channel"]})
     monkeypatch.setattr("quantize.choose", lambda results, max_accuracy_drop: list(results)[-1])
     outputs = {}
     for name, options in (("plain", []), ("calibrated", ["--calibrate"])):

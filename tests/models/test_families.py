@@ -95,7 +95,8 @@ def test_evaluate_prints_what_the_recipe_shows(trained):
     assert code == 0
     lines = [line for line in stderr.splitlines() if line.startswith("INFO:")]
     names = [line.split("]")[0].split("[")[1] for line in lines if "evaluate" in line]
-    assert names == ["Accuracy", "Macro F1", "Elapsed Time", "Latency", "Throughput", "Report", "Confusion matrix"]
+    first = ["Accuracy", "Macro F1", "Calibration"]
+    assert names == [*first, "Elapsed Time", "Latency", "Throughput", "Report", "Confusion matrix"]
     assert "/   24" in lines[0]
 
 
