@@ -1,101 +1,12 @@
-"""The ladder: what is computed from times, the table, and a picture whose labels can be read."""
+"""report.py measures every engine, and says which could not be."""
 
-import itertools
 import json
 import random
-from dataclasses import replace
 
-import numpy as np
 import pytest
 from conftest import fails, write_texts
-from matplotlib.text import Text
 
-from utils.measuring.ladder import MeasuredRung, Measurement, compared, markdown_table, measured_rung, text_table
-from utils.measuring.picture import ladder_figure, save_figure
-from utils.measuring.rungs import OPENERS, Rung, words_repeat
-
-SIZES = {"engine": "onnx", "parameters": 1000, "model_bytes": 2_000_000}
-
-
-def rung(name: str, milliseconds: list, step: bool = True, accuracy: float | None = 0.9) -> MeasuredRung:
-    logits = None if accuracy is None else np.eye(2)[[0] * 9 + [1]]
-    measurement = Measurement(logits, [np.array(turn) for turn in milliseconds])
-    measured = measured_rung(name, measurement, np.zeros(10, dtype=int), step=step, **SIZES)
-    return measured if accuracy is None else replace(measured, accuracy=accuracy)
-
-
-def test_comparison_by_hand():
-    rungs = [
-        rung("first", [[8.0] * 5, [12.0] * 5]),
-        rung("linear", [[1.0] * 5, [1.0] * 5], step=False),
-        rung("second", [[2.0] * 5, [3.0] * 5]),
-        rung("large", [[100.0] * 5, [100.0] * 5], step=False, accuracy=None),
-    ]
-    rungs = compared(rungs, rungs[3], usd_per_hour=0.36)
-    first, linear, second, large = rungs
-    assert [each.accuracy for each in rungs] == [0.9, 0.9, 0.9, None]
-    assert first.seconds == pytest.approx(0.1) and second.speedup == pytest.approx(4)
-    assert second.speedup_range == pytest.approx([4, 4])
-    # A step is over the step before, whatever stands between.
-    assert (first.step_speedup, linear.step_speedup, large.step_speedup) == (None, None, None)
-    assert second.step_speedup == pytest.approx(4)
-    assert second.speedup_vs_baseline == pytest.approx(40)
-    # 100 million queries of 2.5 ms are 69.4 hours.
-    assert second.usd_per_100m == pytest.approx(100e6 * 2.5e-3 / 3600 * 0.36)
-    shown = text_table(rungs, True, [])
-    assert len({len(line) for line in shown.splitlines()[:2]}) == 1 and "40x" in shown
-    cells = [
-        line.strip("| ").split(" | ") for line in markdown_table(rungs, True, [("broken", "no | reason")]).splitlines()
-    ]
-    assert {len(line) for line in cells[:-1]} == {12}
-    assert cells[-1][:2] == ["broken", r"failed: no \| reason"]
-
-
-def test_several_instances_are_as_fast_as_the_clock_says():
-    logits, true = np.eye(2)[[0] * 10], np.zeros(10, dtype=int)
-    measurement = Measurement(logits, [np.full(10, 3.0)] * 3, [0.02, 0.016, 0.03])
-    two = measured_rung("two", measurement, true, step=True, **SIZES)
-    assert two.ms_a_row == pytest.approx(2.0)
-    assert two.ms_a_row_of_turns == pytest.approx([2.0, 1.6, 3.0])
-    assert two.latency_ms["p50"] == 3.0
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_labels_do_not_overlap(seed, tmp_path):
-    generator = random.Random(seed)
-    rungs = []
-    for i in range(9):
-        # Crowded: half of them within a point of accuracy and a factor of 2.
-        latencies = [[generator.uniform(1, 2) * (20 if i % 2 else 1)] * 10]
-        rungs.append(rung(f"+ a rung of number {i}", latencies, i < 8, 0.87 + generator.uniform(0, 0.01)))
-    figure = ladder_figure(rungs)
-    labels = [text for text in figure.axes[0].texts if text.get_text().startswith("+")]
-    assert len(labels) == 9
-    boxes = [Text.get_window_extent(label) for label in labels]
-    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-    inside = figure.axes[0].get_window_extent()
-    assert all(inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1) for box in boxes)
-    save_figure(figure, tmp_path, "ladder")
-    assert (tmp_path / "ladder.png").read_bytes()[:4] == b"\x89PNG" and b"<svg" in (
-        tmp_path / "ladder.svg"
-    ).read_bytes()
-
-
-def test_labels_keep_off_the_line():
-    """Of a ladder as they are: down the accuracy, to the left."""
-    accuracies = [0.899, 0.899, 0.898, 0.9006, 0.9006, 0.892, 0.884]
-    times = [30, 15, 8, 1.45, 1.06, 0.53, 0.17]
-    rungs = [
-        rung(f"+ step {i} of the ladder", [[ms] * 10], accuracy=accuracy)
-        for i, (ms, accuracy) in enumerate(zip(times, accuracies, strict=True))
-    ]
-    axes = ladder_figure(rungs).axes[0]
-    boxes = [Text.get_window_extent(label) for label in axes.texts]
-    assert len(boxes) == 7
-    corners = axes.transData.transform(list(zip(times, 100 * np.array(accuracies), strict=True)))
-    for start, end in itertools.pairwise(corners):
-        for part in np.linspace(0, 1, 200):
-            assert not any(box.contains(*(start + part * (end - start))) for box in boxes)
+from utils.measuring.rungs import OPENERS, Rung
 
 
 def test_every_engine(trained):
@@ -158,12 +69,6 @@ def test_chinese_rows(trained):
     assert [each["name"] for each in result["rungs"]] == ["teacher", "TF-IDF"] and "failed" not in result
     assert [list(each) for each in result["rungs"]] == [KEYS.split()] * 2
     assert result["rungs"][1]["accuracy"] == 1.0
-
-
-def test_words_repeat():
-    assert words_repeat(["the film is good", "the film is bad", "a good plot"])
-    assert not words_repeat(["這部電影很好，我喜歡", "故事很差，演員也不好", "音樂好聽"])
-    assert not words_repeat(["", "a"])
 
 
 @pytest.mark.parametrize("when", ["opened", "run", "served"])

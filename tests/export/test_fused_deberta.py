@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import logits, make_batch
-from test_fused import batches_of, numpy_batch, prune_unevenly, runner, tiny_model
+from tiny_graphs import batches_of, numpy_batch, prune_unevenly, runner, tiny_model
 
 from quantize import export
 from utils.export.fused import build_graph

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
-from test_fused import batches_of, graph_runner, largest_difference, numpy_batch, prune_unevenly, runner, tiny_model
+from tiny_graphs import batches_of, graph_runner, largest_difference, numpy_batch, prune_unevenly, runner, tiny_model
 
 from utils.export.fused import build_graph
 from utils.export.graph import NotFusable
