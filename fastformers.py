@@ -8,7 +8,8 @@
 The student learns from the teacher's logits (--kd_loss) and, where asked, from the labels, the teacher's hidden states,
 attention probabilities or relations between tokens. A good one to start from is some of the teacher's own layers
 (`prune.py --keep_layers`). A teacher of another family or vocabulary reads the same rows from a folder of its own
-(--teacher_data_dir) and teaches by its logits. --augmented adds the rows that augment_data.py made. The best model on
+(--teacher_data_dir) and teaches by its logits. --augmented adds the rows that augment_data.py made, --unlabelled
+those of unlabelled.txt. --soft_labels learns from the probabilities in the data and needs no teacher. The best model on
 valid.txt (--measure) is kept. The teacher's logits are kept beside its tokenized data, and computed once.
 Stopped or killed, the same command continues where it was.
 Several processes: `accelerate launch fastformers.py ...` or `torchrun --nproc_per_node=2 fastformers.py ...`.
@@ -35,7 +36,7 @@ from utils.arguments import (
     script_parser,
     training_settings,
 )
-from utils.data.tables import Data, check_same_rows, load_data, with_augmented_rows
+from utils.data.tables import Data, check_same_rows, load_data, with_rows_of
 from utils.models.checkpoint import check_same_tokenizer, load_tokenizer
 from utils.models.classifier import fingerprint, freeze_embeddings, load_model, save_checkpoint, set_dropout
 from utils.models.config import Config, load_config
@@ -55,6 +56,7 @@ from utils.training.losses import KD_LOSSES
 from utils.training.resume import discard
 from utils.training.scalars import scalars_into
 from utils.training.scoring import evaluate_logits
+from utils.training.soft_targets import with_soft_labels
 from utils.training.teacher import teacher_logits
 
 logger = logging.getLogger(__name__)
@@ -68,10 +70,19 @@ def parse_args() -> argparse.Namespace:
     group.add_argument(
         "--augmented", action="store_true", help="learn from augment_data.py's rows too; without it, from train.txt's"
     )
-    group = parser.add_argument_group("teacher")
-    group.add_argument("--teacher_config", required=True, help="the teacher's file of configs/")
-    group.add_argument("--teacher_bert_model_name_or_path", required=True, help="checkpoint folder of the teacher")
-    group.add_argument("--teacher_model_path", required=True, help="state dict of the teacher (.pt)")
+    group.add_argument(
+        "--unlabelled", action="store_true", help="learn from unlabelled.txt's rows too, which have no label"
+    )
+    group.add_argument(
+        "--soft_labels",
+        action="store_true",
+        help="learn from the data's soft labels, where rows have some, in the place of a teacher's logits; the teacher "
+        "may then be left out",
+    )
+    group = parser.add_argument_group("teacher (all three, or none with --soft_labels)")
+    group.add_argument("--teacher_config", help="the teacher's file of configs/")
+    group.add_argument("--teacher_bert_model_name_or_path", help="checkpoint folder of the teacher")
+    group.add_argument("--teacher_model_path", help="state dict of the teacher (.pt)")
     group.add_argument(
         "--teacher_data_dir", help="the same rows tokenized for the teacher, where it has another tokenizer"
     )
@@ -112,7 +123,60 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def rows_of_teacher(args: argparse.Namespace, n_ctx: int, data: Data, tokenizer: PreTrainedTokenizerFast) -> Data:
+def has_teacher(args: argparse.Namespace) -> bool:
+    """Tell whether a teacher is given.
+
+    Raises:
+        UserError: only a part of it is, or there is none where one is needed.
+    """
+    flags = {
+        "--teacher_config": args.teacher_config,
+        TEACHER_FLAG: args.teacher_bert_model_name_or_path,
+        "--teacher_model_path": args.teacher_model_path,
+    }
+    missing = [flag for flag, value in flags.items() if value is None]
+    if not missing:
+        return True
+    if len(missing) < len(flags) or args.teacher_data_dir:
+        raise UserError(f"a teacher needs {', '.join(missing)}, too: give that, or no teacher, and --soft_labels")
+    if not args.soft_labels:
+        raise UserError(
+            f"there is nothing to learn from: give a teacher ({', '.join(missing)}), or --soft_labels where the data "
+            "has some"
+        )
+    if args.state_loss_ratio or args.att_loss_ratio or args.relation_loss_ratio:
+        raise UserError(
+            "--state_loss_ratio, --att_loss_ratio and --relation_loss_ratio compare with a teacher: give one, or leave "
+            "them out"
+        )
+    return False
+
+
+def splits_to_learn_from(args: argparse.Namespace, data: Data) -> list[str]:
+    """The splits whose rows are learned from, train first.
+
+    Raises:
+        UserError: one is not there, or none has soft labels where they are asked for.
+    """
+    if args.augmented and "augmented" not in data.splits:
+        raise UserError(f"--augmented: {args.data_dir} has no augmented rows: run augment_data.py, then preprocess.py")
+    if args.unlabelled and "unlabelled" not in data.splits:
+        raise UserError(
+            f"--unlabelled: {args.data_dir} has no unlabelled rows: put texts into its unlabelled.txt, then run "
+            "preprocess.py"
+        )
+    splits = ["train"] + ["augmented"] * args.augmented + ["unlabelled"] * args.unlabelled
+    if args.soft_labels and not any(split in data.soft_labels for split in splits):
+        raise UserError(
+            f"--soft_labels: the rows of {', '.join(splits)} in {args.data_dir} have none: put them into "
+            "train.soft.jsonl or a column soft_label, then run preprocess.py"
+        )
+    return splits
+
+
+def rows_of_teacher(
+    args: argparse.Namespace, n_ctx: int, data: Data, tokenizer: PreTrainedTokenizerFast, splits: list[str]
+) -> Data:
     """The rows as the teacher reads them: the student's own, or those of --teacher_data_dir.
 
     Raises:
@@ -129,20 +193,21 @@ def rows_of_teacher(args: argparse.Namespace, n_ctx: int, data: Data, tokenizer:
             "--teacher_data_dir the teacher has tokens of its own: leave them out"
         )
     teacher_data = load_data(args.teacher_data_dir, teacher_tokenizer, n_ctx)
-    check_same_rows(data, teacher_data, ["train", "valid"] + ["augmented"] * args.augmented)
+    # Of unlabelled rows those are left out that are in test.
+    check_same_rows(data, teacher_data, [*splits, "valid"] + ["test"] * args.unlabelled)
     return teacher_data
 
 
 def load_models(
-    args: argparse.Namespace, teacher_config: Config, config: Config, labels: list[str]
-) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The teacher, and the student as it starts.
+    args: argparse.Namespace, teacher_config: Config | None, config: Config, labels: list[str]
+) -> tuple[PreTrainedModel | None, PreTrainedModel]:
+    """The teacher, where there is one, and the student as it starts.
 
     Raises:
         UserError: as `load_model`.
     """
     attention = "eager" if args.att_loss_ratio > 0 else None  # others are faster but keep no probabilities
-    teacher = load_model(
+    teacher = teacher_config and load_model(
         args.teacher_bert_model_name_or_path,
         TEACHER_FLAG,
         teacher_config,
@@ -176,38 +241,65 @@ def loss_weights(args: argparse.Namespace) -> LossWeights:
     )
 
 
+def logits_to_learn(
+    args: argparse.Namespace, data: Data, splits: list[str], from_teacher: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The teacher's logits for every row of the splits, or the soft labels' in their place; and which rows have some.
+
+    Raises:
+        UserError: no row has anything to learn from.
+    """
+    if not args.soft_labels:
+        assert from_teacher is not None
+        return from_teacher, None
+    logits, has_logits = with_soft_labels(data, splits, from_teacher)
+    has_label = torch.arange(len(logits)) < (len(data.splits["train"]) if args.label_ratio else 0)
+    if not (has_logits | has_label).all():
+        count = int((~(has_logits | has_label)).sum())
+        logger.warning(
+            "%d of %d rows have neither a soft label nor a label that counts, and teach nothing: give a teacher for "
+            "them, or --label_ratio where they have labels", count, len(logits),
+        )  # fmt: skip
+    return logits, has_logits
+
+
 def main() -> None:
     args = parse_args()
-    teacher_config, config = load_config(args.teacher_config), load_config(args.config)
+    teacher_config = load_config(args.teacher_config) if has_teacher(args) else None
+    config = load_config(args.config)
     tokenizer = load_tokenizer(args.bert_model_name_or_path, FLAG, allow_hub_name=True)
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
-    if args.augmented and "augmented" not in data.splits:
-        raise UserError(f"--augmented: {args.data_dir} has no augmented rows: run augment_data.py, then preprocess.py")
-    teacher_data = rows_of_teacher(args, teacher_config.n_ctx, data, tokenizer)
+    splits = splits_to_learn_from(args, data)
+    teacher_data = rows_of_teacher(args, teacher_config.n_ctx, data, tokenizer, splits) if teacher_config else data
     teacher, student = load_models(args, teacher_config, config, data.labels)
     weights = loss_weights(args)
-    layers = paired_layers(teacher, student, weights, args.teacher_layers)
-    add_projection(teacher, student, weights)
+    layers = paired_layers(teacher, student, weights, args.teacher_layers) if teacher else []
+    if teacher:
+        add_projection(teacher, student, weights)
     check_output_folder(args.bert_output_dir, "--bert_output_dir")
     check_output_file(args.save_path, "--save_path")
 
     accelerator = make_accelerator(args.device, args.precision)
-    teacher.to(accelerator.device)
-    contents = {FLAG: fingerprint(student), TEACHER_FLAG: fingerprint(teacher), "--data_dir": data.fingerprint}
-    contents |= {"--teacher_data_dir": teacher_data.fingerprint, "--teacher_model_path": ""}
+    contents = {FLAG: fingerprint(student), "--data_dir": data.fingerprint}
+    if teacher:
+        teacher.to(accelerator.device)
+        contents |= {TEACHER_FLAG: fingerprint(teacher), "--teacher_data_dir": teacher_data.fingerprint}
+        contents |= {"--teacher_model_path": ""}
     run = begin_training(args, args.bert_output_dir, contents, accelerator)
-    target = evaluate_logits(teacher_logits(teacher, teacher_data, "valid", accelerator), data.splits["valid"])
-    logger.info("[Teacher] : valid loss %.4f, valid accuracy %.4f", target.loss, target.accuracy)
-    train_logits, num_labelled = teacher_logits(teacher, teacher_data, "train", accelerator), len(data.splits["train"])
-    if args.augmented:
-        train_logits = torch.cat([train_logits, teacher_logits(teacher, teacher_data, "augmented", accelerator)])
-        data = with_augmented_rows(data)
+    from_teacher = None
+    if teacher:
+        target = evaluate_logits(teacher_logits(teacher, teacher_data, "valid", accelerator), data.splits["valid"])
+        logger.info("[Teacher] : valid loss %.4f, valid accuracy %.4f", target.loss, target.accuracy)
+        from_teacher = torch.cat([teacher_logits(teacher, teacher_data, split, accelerator) for split in splits])
+    train_logits, has_logits = logits_to_learn(args, data, splits, from_teacher)
+    num_labelled = len(data.splits["train"])
+    data = with_rows_of(data, splits[1:])
 
     def save(model: PreTrainedModel) -> None:
         with without_projection(model):
             save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path)
 
-    row_losses = distillation_losses(teacher, student, train_logits, num_labelled, weights, layers)
+    row_losses = distillation_losses(teacher, student, train_logits, num_labelled, weights, layers, has_logits)
     best = train(student, data, row_losses, training_settings(args), accelerator, save, run, scalars_into(args.log_dir))
     discard(run, accelerator)
     logger.info("[Best] : valid loss %.4f, valid accuracy %.4f: %s", best.loss, best.accuracy, args.bert_output_dir)
