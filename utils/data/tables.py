@@ -122,17 +122,7 @@ def tokenize_data(
                 _merge(shards, folder / f"{split}.arrow", schema)
                 summary[split] = _summary(folder / f"{split}.arrow", tokenizer, n_ctx)
         if state.is_main_process:
-            meta = {
-                "labels": labels,
-                "n_ctx": n_ctx,
-                "tokenizer": tokenizer_fingerprint(tokenizer),
-                "texts_a_row": _texts_a_row(data_dir, names),
-                "texts": {split: file_hash(split_path(data_dir, split)) for split in splits},
-            }
-            if soft_files:
-                meta["soft_labels"] = {
-                    split: [path.name, file_hash(path), names.soft_label] for split, path in soft_files.items()
-                }
+            meta = _meta(data_dir, labels, n_ctx, tokenizer, names, splits, soft_files)
             write_json(folder / "meta.json", meta)
             _copy_teachers_logits(target, folder, splits)
             with atomic_file(data_dir / "label.txt") as temporary:
@@ -303,6 +293,30 @@ def _split_rows(
 def _zip_to_the_end(rows: Iterator[TextRow], soft_labels: Iterator[SoftLabel]) -> Iterator[Row]:
     for soft_label in soft_labels:
         yield next(rows), soft_label
+
+
+def _meta(
+    data_dir: Path,
+    labels: list[str],
+    n_ctx: int,
+    tokenizer: PreTrainedTokenizerFast,
+    names: Columns,
+    splits: list[str],
+    soft_files: dict[str, Path],
+) -> dict:
+    """What `load_data` checks, meta.json."""
+    meta = {
+        "labels": labels,
+        "n_ctx": n_ctx,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "texts_a_row": _texts_a_row(data_dir, names),
+        "texts": {split: file_hash(split_path(data_dir, split)) for split in splits},
+    }
+    if soft_files:
+        meta["soft_labels"] = {
+            split: [path.name, file_hash(path), names.soft_label] for split, path in soft_files.items()
+        }
+    return meta
 
 
 def _texts_a_row(data_dir: Path, names: Columns) -> int:
