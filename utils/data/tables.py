@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,18 +22,20 @@ import pyarrow.compute
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from utils.data.soft_labels import SoftLabel, read_soft_labels, soft_label_files
 from utils.data.texts import (
     AUGMENTED,
     NAMES,
     SPLITS,
+    UNLABELLED,
     Columns,
     TextRow,
-    present_splits,
     read_labels,
     read_rows,
     split_path,
 )
 from utils.data.tokenization import prepare_tokenizer, tokenize
+from utils.data.unlabelled_rows import UnlabelledRows, choose_rows, has_unlabelled, used_texts
 from utils.models.checkpoint import tokenizer_fingerprint
 from utils.system.errors import UserError
 from utils.system.files import atomic_file, write_json
@@ -42,12 +44,19 @@ from utils.system.pool import chunks, map_in_processes
 
 TOKENIZED = "tokenized"  # the folder of preprocess.py
 CHUNK = 10_000  # rows tokenized at a time
+NO_LABEL = -1  # the label id of a row without a label
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "label": pa.int32()})
+SOFT_LABEL = "soft_label"  # the column of splits that have soft labels; null where a row has none
+SOFT_SCHEMA = SCHEMA.append(pa.field(SOFT_LABEL, pa.list_(pa.float32())))
+Row = tuple[TextRow, SoftLabel]
 
 
 @dataclass(frozen=True)
 class Data:
-    """A tokenized data set: `labels` in the order of their ids, and one memory-mapped table a split."""
+    """A tokenized data set: `labels` in the order of their ids, and one memory-mapped table a split.
+
+    The splits are train, valid and test, and augmented and unlabelled where there are such rows.
+    """
 
     labels: list[str]
     splits: dict[str, datasets.Dataset]
@@ -55,6 +64,8 @@ class Data:
     fingerprint: str  # of texts, tokenizer and n_ctx
     hashes: dict[str, str]  # SHA-256 of every split's text file
     texts_a_row: int | None  # 1, or 2 for pairs; None where it was tokenized before this was written down
+    # Of the splits that have some, see `utils.data.soft_labels`.
+    soft_labels: dict[str, pa.ChunkedArray] = field(default_factory=dict)
 
 
 def tokenize_data(
@@ -82,48 +93,50 @@ def tokenize_data(
 
     Returns:
         The labels with their numbers of rows in train; and for each split its number of rows, mean and longest length
-        in tokens, how many rows have n_ctx tokens, which most of them were cut to, and the share of unknown tokens
-        among all but the special ones; empty but in the first process.
+        in tokens, how many rows have n_ctx tokens, which most of them were cut to, the share of unknown tokens among
+        all but the special ones, how many rows have soft labels and, of the unlabelled rows, which are not in the
+        table; empty but in the first process.
 
     Raises:
-        UserError: as `read_labels`, or the folder is something else, or another process failed.
+        UserError: as `read_labels`, `choose_rows` and `read_soft_labels`, or the folder is something else, or another
+            process failed.
     """
     label_counts, counts = read_labels(data_dir, names)
-    labels = list(label_counts)
+    labels, splits = list(label_counts), list(counts)
+    unlabelled = choose_rows(data_dir, names, labels) if has_unlabelled(data_dir) else None
+    if unlabelled:
+        splits.append(UNLABELLED)
+        counts[UNLABELLED] = int(unlabelled.is_used.sum())
+    # Those who need other tokens need the texts alone.
+    soft_files = soft_label_files(data_dir, names) if folder_name == TOKENIZED else {}
     target = data_dir / folder_name
     if target.exists() and not (target / "meta.json").exists():
         raise UserError(f"{target} is not a data set of this project: move it away")
     summary: dict[str, dict] = {}
-    splits = present_splits(data_dir)
-    tokenize_chunk = partial(_tokenized_chunk, tokenizer.backend_tokenizer, labels, n_ctx)
     state = join_processes()
     with atomic_folder_of_all(target, state) as folder:
         for split in splits:
+            schema = SOFT_SCHEMA if split in soft_files else SCHEMA
+            tokenize_chunk = partial(_tokenized_chunk, tokenizer.backend_tokenizer, labels, n_ctx, schema)
             shards = [folder / f"{split}.{i}.arrow" for i in range(state.num_processes)]
             with together(state):
-                rows = read_rows(split_path(data_dir, split), names)
+                rows = _split_rows(data_dir, split, names, labels, counts[split], unlabelled, soft_files.get(split))
                 if other_mask and split == AUGMENTED:
                     rows = _with_mask(rows, *other_mask)
-                rows = progress(rows, counts[split], split)
-                own = itertools.islice(chunks(rows, CHUNK), state.process_index, None, state.num_processes)
-                _write_batches(shards[state.process_index], map_in_processes(tokenize_chunk, own, num_proc))
+                shown = progress(rows, counts[split], split)
+                own = itertools.islice(chunks(shown, CHUNK), state.process_index, None, state.num_processes)
+                _write_batches(shards[state.process_index], schema, map_in_processes(tokenize_chunk, own, num_proc))
             if state.is_main_process:
-                _merge(shards, folder / f"{split}.arrow")
+                _merge(shards, folder / f"{split}.arrow", schema)
                 summary[split] = _summary(folder / f"{split}.arrow", tokenizer, n_ctx)
         if state.is_main_process:
-            meta = {
-                "labels": labels,
-                "n_ctx": n_ctx,
-                "tokenizer": tokenizer_fingerprint(tokenizer),
-                "texts_a_row": len(next(read_rows(split_path(data_dir, "train"), names))[0]),
-                "texts": {split: file_hash(split_path(data_dir, split)) for split in splits},
-                "columns": names._asdict(),
-            }
-            write_json(folder / "meta.json", meta)
+            write_json(folder / "meta.json", _meta(data_dir, labels, n_ctx, tokenizer, names, splits, soft_files))
             _copy_teachers_logits(target, folder, splits)
             if folder_name == TOKENIZED:
                 with atomic_file(data_dir / "label.txt") as temporary:
                     temporary.write_text("".join(label + "\n" for label in labels), encoding="utf-8")
+    if unlabelled and summary:
+        summary[UNLABELLED] |= {"dropped": unlabelled.dropped, "ignored_label": unlabelled.ignored_label}
     return label_counts, summary
 
 
@@ -142,9 +155,13 @@ def load_data(
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         made_with = (meta["n_ctx"], meta["tokenizer"])
         # Only these names: they become paths.
-        names = [*SPLITS, AUGMENTED] if AUGMENTED in meta["texts"] else SPLITS
+        names = [*SPLITS, *(split for split in (AUGMENTED, UNLABELLED) if split in meta["texts"])]
         labels, hashes = meta["labels"], {split: meta["texts"][split] for split in names}
         splits = {split: datasets.Dataset.from_file(str(folder / f"{split}.arrow")) for split in hashes}
+        soft_labels = {split: table.data.column(SOFT_LABEL) for split, table in splits.items() if _is_soft(table)}
+        # Batches are read without them.
+        splits |= {split: splits[split].remove_columns(SOFT_LABEL) for split in soft_labels}
+        soft_files = {f"{split}.soft.jsonl": meta["soft_labels"][split] for split in soft_labels}
     except FileNotFoundError as error:
         raise UserError(
             f"{data_dir} holds no tokenized data set: run preprocess.py with this data_dir first"
@@ -159,12 +176,16 @@ def load_data(
         path = split_path(data_dir, split)
         if path.exists() and file_hash(path) != hashes[split]:
             raise UserError(f"{path} has changed since it was tokenized: {again}")
+    for name, (source, soft_hash, _) in soft_files.items():
+        path = data_dir / name
+        if source == name and path.exists() and file_hash(path) != soft_hash:
+            raise UserError(f"{path} has changed since it was tokenized: {again}")
     fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    return Data(labels, splits, folder, fingerprint, hashes, meta.get("texts_a_row"))
+    return Data(labels, splits, folder, fingerprint, hashes, meta.get("texts_a_row"), soft_labels)
 
 
 def columns_of(data: Data) -> Columns:
-    """The columns that preprocess.py read the texts and labels from; the usual ones where it did not write that down.
+    """The columns that preprocess.py read; the usual ones where it did not write that down.
 
     Raises:
         UserError: it did not, and the files have columns with names.
@@ -172,7 +193,7 @@ def columns_of(data: Data) -> Columns:
     data_dir = data.folder.parent
     columns = json.loads((data.folder / "meta.json").read_text(encoding="utf-8")).get("columns")
     if columns:
-        return Columns(tuple(columns["texts"]), columns["label"])
+        return Columns(**columns | {"texts": tuple(columns["texts"])})
     for path in (split_path(data_dir, split) for split in data.hashes):
         if path.suffix != ".txt":
             raise UserError(
@@ -198,9 +219,11 @@ def check_same_rows(data: Data, other: Data, splits: list[str]) -> None:
             )
 
 
-def with_augmented_rows(data: Data) -> Data:
-    """The same data with its augmented rows behind those of train."""
-    train = datasets.concatenate_datasets([data.splits["train"], data.splits[AUGMENTED]])
+def with_rows_of(data: Data, splits: list[str]) -> Data:
+    """The same data with the rows of other splits behind those of train."""
+    if not splits:
+        return data
+    train = datasets.concatenate_datasets([data.splits["train"], *(data.splits[split] for split in splits)])
     return replace(data, splits=data.splits | {"train": train})
 
 
@@ -272,30 +295,99 @@ def shuffled_batches(row_lengths: np.ndarray, batch_size: int, seed: int) -> lis
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def _tokenized_chunk(backend: Tokenizer, labels: list[str], n_ctx: int, rows: list[TextRow]) -> pa.RecordBatch:
-    label_ids = {label: i for i, label in enumerate(labels)}
-    texts = [texts if len(texts) == 2 else texts[0] for texts, _ in rows]
+def _split_rows(
+    data_dir: Path,
+    split: str,
+    names: Columns,
+    labels: list[str],
+    num_rows: int,
+    unlabelled: UnlabelledRows | None,
+    soft_file: Path | None,
+) -> Iterator[Row]:
+    """The rows of a split as they are tokenized; `num_rows` of them, where it is another one than unlabelled."""
+    soft_labels: Iterator[SoftLabel] = itertools.repeat(None)
+    if split == UNLABELLED:
+        assert unlabelled
+        rows: Iterator[TextRow] = ((texts, "") for texts in used_texts(unlabelled, names))
+        if soft_file:
+            of_all = read_soft_labels(soft_file, names, labels, len(unlabelled.is_used))
+            soft_labels = itertools.compress(of_all, unlabelled.is_used.tobytes())
+    else:
+        rows = read_rows(split_path(data_dir, split), names)
+        if soft_file:
+            soft_labels = read_soft_labels(soft_file, names, labels, num_rows)
+    # Not so strict for what is endless; the other way round, files of the wrong length would not be read to their end.
+    return zip(rows, soft_labels, strict=False) if soft_file is None else _zip_to_the_end(rows, soft_labels)
+
+
+def _zip_to_the_end(rows: Iterator[TextRow], soft_labels: Iterator[SoftLabel]) -> Iterator[Row]:
+    for soft_label in soft_labels:
+        yield next(rows), soft_label
+
+
+def _meta(
+    data_dir: Path,
+    labels: list[str],
+    n_ctx: int,
+    tokenizer: PreTrainedTokenizerFast,
+    names: Columns,
+    splits: list[str],
+    soft_files: dict[str, Path],
+) -> dict:
+    """What `load_data` checks, meta.json."""
+    meta = {
+        "labels": labels,
+        "n_ctx": n_ctx,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "texts_a_row": _texts_a_row(data_dir, names),
+        "texts": {split: file_hash(split_path(data_dir, split)) for split in splits},
+        "columns": names._asdict(),
+    }
+    if soft_files:
+        meta["soft_labels"] = {
+            split: [path.name, file_hash(path), names.soft_label] for split, path in soft_files.items()
+        }
+    return meta
+
+
+def _texts_a_row(data_dir: Path, names: Columns) -> int:
+    return len(next(read_rows(split_path(data_dir, "train"), names))[0])
+
+
+def _is_soft(table: datasets.Dataset) -> bool:
+    return SOFT_LABEL in table.column_names
+
+
+def _tokenized_chunk(
+    backend: Tokenizer, labels: list[str], n_ctx: int, schema: pa.Schema, rows: list[Row]
+) -> pa.RecordBatch:
+    label_ids = {label: i for i, label in enumerate(labels)} | {"": NO_LABEL}
+    texts = [texts if len(texts) == 2 else texts[0] for (texts, _), _ in rows]
     encoded = tokenize(prepare_tokenizer(backend), texts, n_ctx)
-    columns = [[ids for ids, _ in encoded], [types for _, types in encoded], [label_ids[label] for _, label in rows]]
-    return pa.record_batch(columns, schema=SCHEMA)
+    columns: list[list] = [[ids for ids, _ in encoded], [types for _, types in encoded]]
+    columns.append([label_ids[label] for (_, label), _ in rows])
+    if SOFT_LABEL in schema.names:
+        columns.append([soft_label for _, soft_label in rows])
+    return pa.record_batch(columns, schema=schema)
 
 
-def _with_mask(rows: Iterable[TextRow], mask: str, other_mask: str) -> Iterator[TextRow]:
-    return ((tuple(text.replace(mask, other_mask) for text in texts), label) for texts, label in rows)
+def _with_mask(rows: Iterable[Row], mask: str, other_mask: str) -> Iterator[Row]:
+    for (texts, label), soft_label in rows:
+        yield (tuple(text.replace(mask, other_mask) for text in texts), label), soft_label
 
 
-def _write_batches(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
+def _write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
-def _merge(shards: list[Path], target: Path) -> None:
+def _merge(shards: list[Path], target: Path, schema: pa.Schema) -> None:
     """Put the processes' shards together, a chunk of each in turn, as the chunks were dealt out; removes them."""
     if len(shards) == 1:
         shards[0].rename(target)
         return
-    _write_batches(target, _batches_in_turns(shards))
+    _write_batches(target, schema, _batches_in_turns(shards))
     for shard in shards:
         shard.unlink()
 
@@ -335,4 +427,5 @@ def _summary(path: Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> dict
         "longest": int(widths.max()),
         "full": int((widths == n_ctx).sum()),
         "unknown": unknown / max(1, words),
+        "soft_labels": len(split) - split.data.column(SOFT_LABEL).null_count if _is_soft(split) else 0,
     }

@@ -86,12 +86,13 @@ def rows_of_teacher(data: Data, student: PreTrainedTokenizerFast, teacher: PreTr
 
 
 def _load(data: Data, teacher: PreTrainedTokenizerFast, n_ctx: int, name: str) -> Data | None:
-    """The folder's data, unless it is missing, damaged, or of other texts."""
+    """The folder's data, unless it is missing, damaged, or of other texts or columns."""
     try:
         rows = load_data(data.folder.parent, teacher, n_ctx, name)
+        same_columns = columns_of(rows)[:2] == columns_of(data)[:2]  # but that of soft labels
     except UserError:
         return None
-    same = all(
+    same = same_columns and all(
         rows.hashes.get(split) == digest and len(rows.splits[split]) == len(data.splits[split])
         for split, digest in data.hashes.items()
     )
