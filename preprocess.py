@@ -25,8 +25,8 @@ from pathlib import Path
 import utils.system.environment  # isort: skip  # noqa: F401
 
 from utils.arguments import add_column_options, add_text_options, positive_int, script_parser, text_columns
+from utils.data.preprocessing import tokenize_data
 from utils.data.soft_labels import SOFT_SPLITS, soft_label_files
-from utils.data.tables import tokenize_data
 from utils.data.texts import Columns
 from utils.models.checkpoint import check_same_tokenizer, load_hub_config, load_tokenizer
 from utils.models.config import load_config

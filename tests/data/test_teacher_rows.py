@@ -11,7 +11,7 @@ from conftest import make_encoder, make_tokenizer, snapshot
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from utils.data import tables
+from utils.data import preprocessing
 from utils.data.tables import Data, load_data
 from utils.data.teacher_rows import check_rows_of_teacher, rows_of_teacher
 from utils.models.checkpoint import load_tokenizer
@@ -53,7 +53,7 @@ def reading(project, tmp_path):
 def tokenized(monkeypatch) -> list[str]:
     """The folders that were written."""
     names: list[str] = []
-    write = tables.tokenize_data
+    write = preprocessing.tokenize_data
 
     def written(*arguments, **options):
         names.append(options["folder_name"])
@@ -153,7 +153,7 @@ def test_rows_are_made_again(reading, tokenized, change):
 def test_stopped_while_tokenizing_nothing_is_half(reading, monkeypatch):
     before = snapshot(reading.steps.data)
     count = 0
-    merge = tables._merge
+    merge = preprocessing._merge
 
     def stop_at_the_second(*arguments):
         nonlocal count
@@ -162,7 +162,7 @@ def test_stopped_while_tokenizing_nothing_is_half(reading, monkeypatch):
             raise KeyboardInterrupt
         merge(*arguments)
 
-    monkeypatch.setattr(tables, "_merge", stop_at_the_second)
+    monkeypatch.setattr(preprocessing, "_merge", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         reading.rows()
     assert snapshot(reading.steps.data) == before

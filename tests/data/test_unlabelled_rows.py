@@ -10,7 +10,8 @@ from conftest import fails, make_tokenizer, snapshot, write_texts
 from data_files import write, write_rows
 from safetensors.torch import load_file
 
-from utils.data.tables import NO_LABEL, load_data, tokenize_data
+from utils.data.preprocessing import tokenize_data
+from utils.data.tables import NO_LABEL, load_data
 from utils.data.texts import NAMES, Columns
 from utils.data.unlabelled_rows import choose_rows, numbered_texts, used_texts
 from utils.system.errors import UserError
@@ -128,7 +129,7 @@ def new_texts(count: int) -> list[str]:
 
 
 def test_any_number_of_processes_makes_the_same_table(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.data.tables.CHUNK", 7)
+    monkeypatch.setattr("utils.data.preprocessing.CHUNK", 7)
     tables = []
     for count in (1, 3):
         folder = write_texts(tmp_path / str(count))

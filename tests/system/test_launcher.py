@@ -179,11 +179,11 @@ def test_one_process_that_fails_ends_all(rows, tmp_path, failure, rank):
     steps, arguments = rows
     script = tmp_path / "preprocess.py"
     script.write_text(
-        "import os, runpy, utils.data.tables\n"
+        "import os, runpy, utils.data.preprocessing\n"
         "def fail(*arguments):\n"
         f"    {failure}\n"
         f"if os.environ['RANK'] == '{rank}':\n"
-        "    utils.data.tables._write_batches = fail\n"
+        "    utils.data.preprocessing._write_batches = fail\n"
         f"runpy.run_path({str(ROOT / 'preprocess.py')!r}, run_name='__main__')\n"
     )
     before = snapshot(steps.data)

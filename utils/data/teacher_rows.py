@@ -9,7 +9,8 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerFast
 
 from utils.data.formats import missing_file
-from utils.data.tables import TOKENIZED, Data, columns_of, lengths, load_data, tokenize_data
+from utils.data.preprocessing import tokenize_data
+from utils.data.tables import TOKENIZED, Data, columns_of, lengths, load_data
 from utils.data.texts import split_path
 from utils.models.checkpoint import tokenizer_fingerprint
 from utils.system.bars import progress_bar
