@@ -26,7 +26,6 @@ from typing import Any
 import utils.system.environment  # isort: skip  # noqa: F401
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -63,9 +62,8 @@ from utils.training.loop import train
 from utils.training.losses import KD_LOSSES
 from utils.training.resume import discard
 from utils.training.scalars import scalars_into
-from utils.training.scoring import evaluate_logits
 from utils.training.soft_targets import with_soft_labels
-from utils.training.teacher import Teacher, answers, mean_of_teachers
+from utils.training.teacher import Teacher, taught_logits
 
 logger = logging.getLogger(__name__)
 
@@ -326,31 +324,6 @@ def loss_weights(args: argparse.Namespace) -> LossWeights:
     )
 
 
-def taught_logits(
-    args: argparse.Namespace, teachers: list[Teacher], data: Data, tokenizer: PreTrainedTokenizerFast,
-    splits: list[str], accelerator: Accelerator,
-) -> torch.Tensor | None:  # fmt: skip
-    """What teachers say of every row of the splits, one split after the other, [rows, labels]; None without teachers.
-
-    Logs how good it is on valid. Empties `teachers`.
-    """
-    if not teachers:
-        return None
-    names = [teacher.name for teacher in teachers]
-    logits = answers(teachers, data, tokenizer, ["valid", *splits], accelerator)
-    mean = {
-        split: mean_of_teachers([own[split] for own in logits], args.kd_loss, args.temperature) for split in logits[0]
-    }
-    scored = [("", mean)]
-    if len(names) > 1:
-        scored = [(f"{name}, ", own) for name, own in zip(names, logits, strict=True)]
-        scored.append((f"mean of {len(names)}, ", mean))
-    for name, own in scored:
-        target = evaluate_logits(own["valid"], data.splits["valid"])
-        logger.info("[Teacher] : %svalid loss %.4f, valid accuracy %.4f", name, target.loss, target.accuracy)
-    return torch.cat([mean[split] for split in splits])
-
-
 def logits_to_learn(
     args: argparse.Namespace, data: Data, splits: list[str], from_teachers: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -395,7 +368,9 @@ def main() -> None:
     run = begin_training(args, args.bert_output_dir, contents, accelerator)
     token_teacher = first if layers else None  # the others are freed once their logits are known
     del first
-    from_teachers = taught_logits(args, teachers, data, tokenizer, splits, accelerator)
+    from_teachers = None
+    if teachers:
+        from_teachers = taught_logits(teachers, data, tokenizer, splits, args.kd_loss, args.temperature, accelerator)
     train_logits, has_logits = logits_to_learn(args, data, splits, from_teachers)
     num_labelled = len(data.splits["train"])
     data = with_rows_of(data, splits[1:])
