@@ -1,4 +1,4 @@
-# make demo          the whole recipe on movie reviews; QUICK=1: with 1,000 of their labels
+# make demo          the whole recipe on movie reviews; QUICK=1: 900 labels, other texts without
 # make ladder DATA=data/NAME     the same on a data set of your own, into runs/NAME and results/NAME;
 #                    COLUMNS="--text_column=... --label_column=..." for files with columns;
 #                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too;
