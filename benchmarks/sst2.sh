@@ -5,8 +5,9 @@
 #     benchmarks/sst2.sh               # all rows: six hours on 2 cores with bf16, a day without
 #     benchmarks/sst2.sh main          # the first table: 3 seeds of the rows that are compared, 1 of the others
 #     benchmarks/sst2.sh row mse 43    # one of them, of one seed
-#     benchmarks/sst2.sh ablations | table
+#     benchmarks/sst2.sh ablations | unlabelled | table
 #
+# The rows of `unlabelled`, not among `all`, need texts of the same kind in TEXTS, and of other kinds in OTHER_TEXTS.
 # data/sst2 must hold train.txt, valid.txt and test.txt (data/README.md). A row whose scores are there is not done
 # again, and a run that was stopped continues. The test split is scored once a model, and nothing is chosen by it.
 set -euo pipefail
@@ -21,6 +22,12 @@ LARGE_CONFIG="--config=configs/config-mpnet-cls.json"
 LARGE_OPTIONS="--lr=3e-5 --epoch=1 --batch_size=32 --eval_steps=500"
 # Augmented rows that are whole sentences or long parts of them, as those that are classified in the end.
 SENTENCES=data/sst2-sentences WORDS=12
+# Texts without labels, a line each, in which no sentence of valid.txt or test.txt is; and 1,000 labels, where the other
+# rows of train.txt are such texts.
+TEXTS=${TEXTS:-../shared/data/critics/unlabelled.txt}
+OTHER_TEXTS=${OTHER_TEXTS:-../shared/data/critics/reviews-cc-by.txt}
+WITH_TEXTS=data/sst2-unlabelled WITH_OTHERS=data/sst2-other-texts FEW=data/sst2-1000
+LEARN_TEXTS="--unlabelled --epoch=6 --eval_steps=2000"
 ALONE_OPTIONS="--lr=1e-4 --epoch=1 --batch_size=32 --eval_steps=500"
 TEACHER_OPTIONS="--kd_loss=mse --lr=1.5e-4 --batch_size=64 --dropout=0 --measure=loss"
 STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0"
@@ -63,9 +70,12 @@ distilled() { # NAME TEACHER START SEED OPTIONS...
 }
 
 for_larger() { # FOLDER: its rows as the larger teacher reads them, in FOLDER-mpnet
-    [ ! -e "$1-mpnet/tokenized/augmented.arrow" ] || return 0
+    [ ! -e "$1-mpnet/tokenized/meta.json" ] || return 0
     mkdir -p "$1-mpnet"
-    cp "$1"/{train,valid,test,augmented}.txt "$1-mpnet"
+    local split
+    for split in train valid test augmented unlabelled; do
+        [ ! -e "$1/$split.txt" ] || cp "$1/$split.txt" "$1-mpnet"
+    done
     $PYTHON preprocess.py $LARGE_CONFIG --data_dir="$1-mpnet" --bert_model_name_or_path=embeddings/$LARGE
 }
 
@@ -131,6 +141,38 @@ sentences() { # the data with variants of train.txt's rows of WORDS words and mo
     $PYTHON preprocess.py $COMMON --data_dir=$SENTENCES --bert_model_name_or_path=$ENCODER
 }
 
+with_texts() { # FOLDER TEXTS: the data and these unlabelled texts, as both tokenizers read them
+    if [ ! -e "$1/tokenized/meta.json" ]; then
+        mkdir -p "$1"
+        cp $DATA/{train,valid,test,augmented}.txt "$1"
+        cp "$2" "$1/unlabelled.txt"
+        $PYTHON preprocess.py $COMMON --data_dir="$1" --bert_model_name_or_path=$ENCODER
+    fi
+    for_larger "$1"
+}
+
+few_labels() { # every 67th row with its label, and the others without
+    if [ ! -e $FEW/tokenized/meta.json ]; then
+        mkdir -p $FEW
+        cp $DATA/{valid,test}.txt $FEW
+        awk 'NR % 67 == 1 && NR <= 67000' $DATA/train.txt >$FEW/train.txt
+        awk -F'\t' 'NR % 67 != 1 || NR > 67000 { print $1 }' $DATA/train.txt >$FEW/unlabelled.txt
+        $PYTHON preprocess.py $COMMON --data_dir=$FEW --bert_model_name_or_path=$ENCODER
+    fi
+    for_larger $FEW
+}
+
+taught_texts() { # FOLDER NAME START SEED OPTIONS...: of the larger teacher's logits, from the rows of FOLDER
+    taught "$2" "$3" "$4" --data_dir="$1" --teacher_data_dir="$1-mpnet" "${@:5}"
+}
+
+taught_few() { # NAME SEED OPTIONS...: 3 layers of the encoder, of the larger teacher of 1,000 labels
+    model few-larger 42
+    start_from encoder-start $ENCODER 1,3,5
+    distilled "$1" few-larger-42 $RUN/encoder-start "$2" $STUDENT_OPTIONS \
+        --teacher_config=configs/config-mpnet-cls.json --data_dir=$FEW --teacher_data_dir=$FEW-mpnet "${@:3}"
+}
+
 model() { # NAME SEED: the trained model of a row
     local name=$1-$2
     case $1 in
@@ -172,6 +214,52 @@ model() { # NAME SEED: the trained model of a row
         model "$first" "$2"
         labels "$name" "$RUN/$first-$2" "$2" --lr=2e-5 --epoch=1 --batch_size=64 --freeze_embeddings
         ;;
+    texts-6)
+        with_texts $WITH_TEXTS "$TEXTS"
+        taught_texts $WITH_TEXTS "$name" $ENCODER "$2" $TEACHER_OPTIONS $LEARN_TEXTS
+        ;;
+    texts-3)
+        model texts-6 42
+        start_from start-texts $RUN/texts-6-42 1,3,5
+        taught_texts $WITH_TEXTS "$name" $RUN/start-texts "$2" $STUDENT_OPTIONS $LEARN_TEXTS
+        ;;
+    texts-2)
+        model texts-3 42
+        once start-small $PYTHON prune.py $COMMON --bert_output_dir=$RUN/texts-3-42 --model_path=$RUN/texts-3-42.pt \
+            --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=128 --bert_output_dir_pruned=$RUN/start-small
+        taught_texts $WITH_TEXTS "$name" $RUN/start-small "$2" $STUDENT_OPTIONS $LEARN_TEXTS
+        ;;
+    # About 10,500 steps each: 10, 5, 2 and 5 times all rows.
+    steps-train) student "$name" "$2" --epoch=10 ;;
+    steps-texts | steps-augmented)
+        start_plain
+        with_texts $WITH_TEXTS "$TEXTS"
+        local more="--unlabelled --epoch=5"
+        [ "$1" = steps-texts ] || more="--augmented --epoch=2"
+        taught_texts $WITH_TEXTS "$name" $RUN/start-plain "$2" $STUDENT_OPTIONS $more
+        ;;
+    steps-texts-of-6-layers)
+        start_plain
+        with_texts $WITH_TEXTS "$TEXTS"
+        distilled "$name" teacher-plain-42 $RUN/start-plain "$2" $STUDENT_OPTIONS --data_dir=$WITH_TEXTS --unlabelled \
+            --epoch=5
+        ;;
+    steps-other-texts)
+        start_plain
+        with_texts $WITH_OTHERS "$OTHER_TEXTS"
+        taught_texts $WITH_OTHERS "$name" $RUN/start-plain "$2" $STUDENT_OPTIONS --unlabelled --epoch=5
+        ;;
+    few-larger)
+        $PYTHON embeddings/fetch.py $LARGE
+        few_labels
+        labels "$name" embeddings/$LARGE "$2" $LARGE_CONFIG --data_dir=$FEW-mpnet --lr=3e-5 --epoch=5 --batch_size=32
+        ;;
+    few-alone) taught_few "$name" "$2" --epoch=40 ;;
+    few-texts) taught_few "$name" "$2" --unlabelled ;;
+    all-labels)
+        start_from encoder-start $ENCODER 1,3,5
+        taught "$name" $RUN/encoder-start "$2" $STUDENT_OPTIONS
+        ;;
     *)
         echo "benchmarks/sst2.sh: unknown row $1" >&2
         exit 2
@@ -183,7 +271,7 @@ row() { # NAME SEED: one row of the table
     if done_before "$1-$2"; then return; fi
     model "$1" "$2"
     case $1 in
-    larger) scored "$1-$2" $LARGE_CONFIG --data_dir=$DATA-mpnet ;;
+    larger | few-larger) scored "$1-$2" $LARGE_CONFIG --data_dir=$DATA-mpnet ;;
     *) scored "$1-$2" ;;
     esac
 }
@@ -239,6 +327,15 @@ ablations() {
     ablation dropout --kd_loss=mse
 }
 
+unlabelled_rows() {
+    local name seed
+    for name in texts-6 texts-3 texts-2 steps-train steps-texts steps-augmented steps-texts-of-6-layers \
+        steps-other-texts few-alone few-texts all-labels; do
+        for seed in $SEEDS; do row $name "$seed"; done
+    done
+    row few-larger 42
+}
+
 table() { $PYTHON -m benchmarks.sst2_table; }
 
 mkdir -p $RUN $ROWS
@@ -250,6 +347,7 @@ mkdir -p $RUN $ROWS
 case ${1:-all} in
 main) main_rows ;;
 ablations) ablations ;;
+unlabelled) unlabelled_rows ;;
 row) row "$2" "$3" ;;
 table) ;;
 all)
@@ -257,7 +355,7 @@ all)
     ablations
     ;;
 *)
-    echo "benchmarks/sst2.sh: unknown rows $1: give main, row, ablations or table" >&2
+    echo "benchmarks/sst2.sh: unknown rows $1: give main, row, ablations, unlabelled or table" >&2
     exit 2
     ;;
 esac

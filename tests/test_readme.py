@@ -19,7 +19,17 @@ from tokenizers import models
 from transformers import AutoModelForSequenceClassification
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
-NAMES = ["recipe", "cascade", "options", "choosing", "serving", "distributed", "troubleshooting", "results"]
+NAMES = [
+    "recipe",
+    "cascade",
+    "options",
+    "choosing",
+    "serving",
+    "distributed",
+    "troubleshooting",
+    "results",
+    "language-model-teacher",
+]
 DOCS = [f"docs/{name}.md" for name in NAMES]  # in an order in which each finds what those before it wrote
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ["README.md", *DOCS]}
 NODE_PACKAGES = ("onnxruntime-node", "@huggingface/tokenizers")
@@ -147,7 +157,7 @@ def test_no_block_is_left_out():
     assert list(PAGES)[1:] == sorted((f"docs/{path.name}" for path in ROOT.glob("docs/*")), key=DOCS.index)
     languages = [language for name in PAGES for language, _ in blocks(name)]
     assert set(languages) == {"", "sh", "python", "js"}
-    assert languages.count("js") == 1 and languages.count("python") == 2
+    assert languages.count("js") == 1 and languages.count("python") == 3
     for command in all_commands(list(PAGES)):
         rule_of(command)
     with pytest.raises(AssertionError, match="no test runs: docker run me"):
@@ -220,7 +230,8 @@ def test_every_block_of_the_readme(folder):
 
 def test_every_block_of_the_docs(folder):
     run_blocks(folder, DOCS)
-    for name in ["teacher.pt", "ladder.txt", "labels/model.safetensors", "taught/model.safetensors"]:
+    names = ["teacher.pt", "ladder.txt", "labels/model.safetensors", "taught/model.safetensors", "of-probabilities.pt"]
+    for name in names:
         assert (folder.path / "runs/sst2" / name).is_file()
 
 

@@ -62,11 +62,12 @@ def add_text_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     return group
 
 
-def add_column_options(parser: argparse.ArgumentParser) -> None:
-    """--text_column and --label_column."""
+def add_column_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """--text_column and --label_column; returns their group, for what else a script reads."""
     group = parser.add_argument_group("columns of TSV, CSV, JSON lines and Parquet files")
     group.add_argument("--text_column", default="text", help="column of the sentence; of a pair, two, such as q1,q2")
     group.add_argument("--label_column", default="label", help="column of the label")
+    return group
 
 
 def text_columns(args: argparse.Namespace) -> Columns:

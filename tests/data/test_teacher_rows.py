@@ -11,7 +11,7 @@ from conftest import make_encoder, make_tokenizer, snapshot
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from utils.data import tables
+from utils.data import preprocessing
 from utils.data.tables import Data, load_data
 from utils.data.teacher_rows import check_rows_of_teacher, rows_of_teacher
 from utils.models.checkpoint import load_tokenizer
@@ -31,7 +31,9 @@ def reading(project, tmp_path):
     steps.encoder = make_encoder(tmp_path / "student", "bert", with_mask("[MASK]"))
     teacher = make_encoder(tmp_path / "teacher", "roberta", with_mask("<mask>", cls="<s>", sep="</s>", pad="<pad>"))
     text = (steps.data / "train.txt").read_text()
-    (steps.data / "augmented.txt").write_text(text.replace("film", "[MASK]"))
+    # The last row is a variant of an unlabelled one, of which two are new.
+    (steps.data / "augmented.txt").write_text(text.replace("film", "[MASK]") + "[MASK] cast\t\n")
+    (steps.data / "unlabelled.txt").write_text("cast\n" + text.split("\t")[0] + "\na [MASK] cast\nCast\n")
     assert "[MASK]" in (steps.data / "augmented.txt").read_text()
     assert steps.preprocess()[0] == 0
     own, other = load_tokenizer(steps.encoder, "--flag"), load_tokenizer(teacher, "--flag")
@@ -53,7 +55,7 @@ def reading(project, tmp_path):
 def tokenized(monkeypatch) -> list[str]:
     """The folders that were written."""
     names: list[str] = []
-    write = tables.tokenize_data
+    write = preprocessing.tokenize_data
 
     def written(*arguments, **options):
         names.append(options["folder_name"])
@@ -87,10 +89,12 @@ def test_the_rows_are_those_of_preprocess(reading):
     rows = reading.rows()
     expected = preprocessed_apart(reading)
     assert rows.folder.parent == reading.steps.data and rows.folder.name.startswith("tokenized-")
-    for split in ("train", "valid", "test", "augmented"):
+    for split in ("train", "valid", "test", "augmented", "unlabelled"):
         assert list(rows.splits[split]) == table(expected, split)
+    assert len(rows.splits["unlabelled"]) == 2
     mask = reading.tokenizer.mask_token_id
-    assert not any(mask in ids for ids in rows.splits["train"]["input_ids"])
+    assert not any(mask in ids for split in ("train", "unlabelled") for ids in rows.splits[split]["input_ids"])
+    assert mask in rows.splits["augmented"][-1]["input_ids"]
     assert any(mask in ids for ids in rows.splits["augmented"]["input_ids"])
     assert max(len(ids) for ids in rows.splits["train"]["input_ids"]) == 12
 
@@ -114,6 +118,16 @@ def test_columns_are_read_as_preprocess_read_them(reading):
         shutil.rmtree(folder)
     with pytest.raises(UserError, match=r"does not say which columns of train.csv.*run preprocess.py again"):
         reading.check()
+
+
+def test_other_columns_of_the_same_files_are_other_rows(reading):
+    data = reading.steps.data
+    for split in ("train", "valid", "test"):
+        (data / f"{split}.txt").unlink()
+        (data / f"{split}.csv").write_text("one,two,label\na film,a plot,positive\na cast,not a cast,negative\n")
+    for column, text in (("one", "a film"), ("two", "a plot")):
+        assert reading.steps.preprocess(f"--text_column={column}")[0] == 0
+        assert reading.tokenizer.decode(reading.rows().splits["train"][0]["input_ids"][1:-1]) == text
 
 
 def test_rows_are_made_once(reading, tokenized):
@@ -153,7 +167,7 @@ def test_rows_are_made_again(reading, tokenized, change):
 def test_stopped_while_tokenizing_nothing_is_half(reading, monkeypatch):
     before = snapshot(reading.steps.data)
     count = 0
-    merge = tables._merge
+    merge = preprocessing._merge
 
     def stop_at_the_second(*arguments):
         nonlocal count
@@ -162,7 +176,7 @@ def test_stopped_while_tokenizing_nothing_is_half(reading, monkeypatch):
             raise KeyboardInterrupt
         merge(*arguments)
 
-    monkeypatch.setattr(tables, "_merge", stop_at_the_second)
+    monkeypatch.setattr(preprocessing, "_merge", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         reading.rows()
     assert snapshot(reading.steps.data) == before

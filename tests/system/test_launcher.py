@@ -156,13 +156,18 @@ def rows(project):
 
 
 def test_two_processes_tokenize_as_one(rows):
+    """Rows without labels, of which some are not used, and soft labels, too."""
     steps, arguments = rows
+    texts = [f"a {i % 20_000} film" for i in range(21_000)]
+    (steps.data / "unlabelled.txt").write_text("\n".join(texts))
+    soft = ["null" if i % 7 == 0 else json.dumps([i / 21_000, 1 - i / 21_000]) for i in range(21_000)]
+    (steps.data / "unlabelled.soft.jsonl").write_text("\n".join(soft))
     assert steps.preprocess()[0] == 0
     expected = snapshot(steps.data)
     shutil.rmtree(steps.data / "tokenized")
     (steps.data / "label.txt").unlink()
     (said,) = output(torchrun(ROOT / "preprocess.py", *arguments, "--num_proc=2"))
-    assert said.count("[train] : 25000 rows") == 1
+    assert said.count("[train] : 25000 rows") == 1 and said.count("[unlabelled] : 20000 rows") == 1
     assert snapshot(steps.data) == expected
 
 
@@ -174,11 +179,11 @@ def test_one_process_that_fails_ends_all(rows, tmp_path, failure, rank):
     steps, arguments = rows
     script = tmp_path / "preprocess.py"
     script.write_text(
-        "import os, runpy, utils.data.tables\n"
+        "import os, runpy, utils.data.preprocessing\n"
         "def fail(*arguments):\n"
         f"    {failure}\n"
         f"if os.environ['RANK'] == '{rank}':\n"
-        "    utils.data.tables._write_batches = fail\n"
+        "    utils.data.preprocessing._write_batches = fail\n"
         f"runpy.run_path({str(ROOT / 'preprocess.py')!r}, run_name='__main__')\n"
     )
     before = snapshot(steps.data)

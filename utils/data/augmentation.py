@@ -3,7 +3,7 @@
 import itertools
 import random
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +12,10 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast
 
-from utils.data.texts import TextRow
+from utils.data.texts import TextRow, Texts
 from utils.system.files import atomic_file
 from utils.system.journal import Cached
 from utils.system.pool import chunks, map_in_processes
-
-Texts = tuple[str, ...]  # a sentence, or a pair
 
 CHUNK = 1000  # rows that a process varies at a time
 NGRAM_LENGTHS = (1, 2, 3, 4, 5)
@@ -144,11 +142,11 @@ def variants(
             yield tuple(texts), label
 
 
-def new_rows(rows: Iterable[TextRow], known: Set[Texts]) -> Iterator[TextRow]:
+def new_rows(rows: Iterable[TextRow], known: Iterable[Texts]) -> Iterator[TextRow]:
     """Yield each text once, and none of `known`."""
-    hashes: set[int] = set()  # smaller than the texts, of which there may be millions
+    hashes = set(map(hash, known))  # smaller than the texts, of which there may be millions
     for texts, label in rows:
-        if texts not in known and hash(texts) not in hashes:
+        if hash(texts) not in hashes:
             hashes.add(hash(texts))
             yield texts, label
 

@@ -30,16 +30,9 @@ def place(path: Path, number: int) -> str:
 
 
 def read_fields(path: Path) -> Numbered:
-    """Yield the number and the trimmed fields, list of str, of each line of a text file.
-
-    Raises:
-        UserError: a line has no tab.
-    """
+    """Yield the number and the trimmed fields, list of str, of each line of a text file."""
     for number, line in _lines(path, newline="\n"):
-        fields = [field.strip() for field in line.split("\t")]
-        if len(fields) == 1:
-            raise UserError(f"{place(path, number)}: no tab: {LINE_FORM}")
-        yield number, fields
+        yield number, [field.strip() for field in line.split("\t")]
 
 
 def read_cells(path: Path, flags: Flags) -> Numbered:
@@ -63,6 +56,30 @@ def read_cells(path: Path, flags: Flags) -> Numbered:
                 )
             cells.append(_text(path, number, name, values[name]).strip())
         yield number, cells
+
+
+def has_column(path: Path, name: str) -> bool:
+    """Tell whether the first row of a file of READERS has a column of this name."""
+    try:
+        _, values = next(READERS[path.suffix.lower()](path, {name: ""}))
+    except (UserError, StopIteration):
+        return False
+    return name in values
+
+
+def read_json_lines(path: Path) -> Numbered:
+    """Yield the number and the value of each line of a file of JSON values; of an object, a key that is there twice is
+    TWICE.
+
+    Raises:
+        UserError: a line is not JSON.
+    """
+    for number, line in _lines(path, newline=None):
+        try:
+            yield number, json.loads(line, object_pairs_hook=_json_object)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
+            raise UserError(f"{place(path, number)}: not valid JSON ({reason}): write one object a line") from error
 
 
 def undecodable_line(path: Path) -> int:
@@ -215,12 +232,7 @@ def _only(names: Iterable[str]) -> str:
 
 
 def _read_jsonl(path: Path, flags: Flags) -> Numbered:
-    for number, line in _lines(path, newline=None):
-        try:
-            values = json.loads(line, object_pairs_hook=_json_object)
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
-            raise UserError(f"{place(path, number)}: not valid JSON ({reason}): write one object a line") from error
+    for number, values in read_json_lines(path):
         if not isinstance(values, dict):
             raise UserError(f"{place(path, number)}: {_kind(values)}, not a JSON object: write one object a line")
         yield number, values

@@ -1,53 +1,31 @@
-"""Data sets: rows of `utils.data.texts` -> tokenized Arrow tables -> batches of rows of about the same length.
+"""Tokenized tables, which `utils.data.preprocessing` writes -> batches of rows of about the same length."""
 
-preprocess.py writes, beside a data folder's files, label.txt (one label a line, in the order of their ids) and
-tokenized/, which the other scripts read. `utils.data.teacher_rows` writes further folders like tokenized/.
-"""
-
-import filecmp
 import hashlib
-import itertools
 import json
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from utils.data.texts import (
-    AUGMENTED,
-    NAMES,
-    SPLITS,
-    Columns,
-    TextRow,
-    present_splits,
-    read_labels,
-    read_rows,
-    split_path,
-)
-from utils.data.tokenization import prepare_tokenizer, tokenize
+from utils.data.texts import AUGMENTED, NAMES, SPLITS, UNLABELLED, Columns, split_path
 from utils.models.checkpoint import tokenizer_fingerprint
 from utils.system.errors import UserError
-from utils.system.files import atomic_file, write_json
-from utils.system.launcher import atomic_folder_of_all, join_processes, together
-from utils.system.pool import chunks, map_in_processes
 
 TOKENIZED = "tokenized"  # the folder of preprocess.py
-CHUNK = 10_000  # rows tokenized at a time
-SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "label": pa.int32()})
+NO_LABEL = -1  # the label id of a row without a label
+SOFT_LABEL = "soft_label"  # the column of splits that have soft labels; null where a row has none
 
 
 @dataclass(frozen=True)
 class Data:
-    """A tokenized data set: `labels` in the order of their ids, and one memory-mapped table a split."""
+    """A tokenized data set: `labels` in the order of their ids, and one memory-mapped table a split.
+
+    The splits are train, valid and test, and augmented and unlabelled where there are such rows.
+    """
 
     labels: list[str]
     splits: dict[str, datasets.Dataset]
@@ -55,76 +33,8 @@ class Data:
     fingerprint: str  # of texts, tokenizer and n_ctx
     hashes: dict[str, str]  # SHA-256 of every split's text file
     texts_a_row: int | None  # 1, or 2 for pairs; None where it was tokenized before this was written down
-
-
-def tokenize_data(
-    data_dir: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    n_ctx: int,
-    progress,
-    num_proc: int = 1,
-    names: Columns = NAMES,
-    folder_name: str = TOKENIZED,
-    other_mask: tuple[str, str] | None = None,
-) -> tuple[dict[str, int], dict]:
-    """Tokenize the files into data_dir/tokenized, without padding, and write data_dir/label.txt.
-
-    Where a launcher started several processes, each tokenizes its share of the chunks, and the first one puts them
-    together.
-
-    Args:
-        n_ctx: longest row in tokens, special tokens included; longer ones are truncated (the longer sentence of a pair
-            first).
-        num_proc: processes that each of those makes to tokenize; one uses all cores for a part of the work.
-        progress: called as `progress(rows, total, split)`; returns an iterator over the same rows (a tqdm bar).
-        folder_name: another name than `tokenized`; label.txt is then left as it is.
-        other_mask: the mask token that stands in augmented rows, and the one that takes its place.
-
-    Returns:
-        The labels with their numbers of rows in train; and for each split its number of rows, mean and longest length
-        in tokens, how many rows have n_ctx tokens, which most of them were cut to, and the share of unknown tokens
-        among all but the special ones; empty but in the first process.
-
-    Raises:
-        UserError: as `read_labels`, or the folder is something else, or another process failed.
-    """
-    label_counts, counts = read_labels(data_dir, names)
-    labels = list(label_counts)
-    target = data_dir / folder_name
-    if target.exists() and not (target / "meta.json").exists():
-        raise UserError(f"{target} is not a data set of this project: move it away")
-    summary: dict[str, dict] = {}
-    splits = present_splits(data_dir)
-    tokenize_chunk = partial(_tokenized_chunk, tokenizer.backend_tokenizer, labels, n_ctx)
-    state = join_processes()
-    with atomic_folder_of_all(target, state) as folder:
-        for split in splits:
-            shards = [folder / f"{split}.{i}.arrow" for i in range(state.num_processes)]
-            with together(state):
-                rows = read_rows(split_path(data_dir, split), names)
-                if other_mask and split == AUGMENTED:
-                    rows = _with_mask(rows, *other_mask)
-                rows = progress(rows, counts[split], split)
-                own = itertools.islice(chunks(rows, CHUNK), state.process_index, None, state.num_processes)
-                _write_batches(shards[state.process_index], map_in_processes(tokenize_chunk, own, num_proc))
-            if state.is_main_process:
-                _merge(shards, folder / f"{split}.arrow")
-                summary[split] = _summary(folder / f"{split}.arrow", tokenizer, n_ctx)
-        if state.is_main_process:
-            meta = {
-                "labels": labels,
-                "n_ctx": n_ctx,
-                "tokenizer": tokenizer_fingerprint(tokenizer),
-                "texts_a_row": len(next(read_rows(split_path(data_dir, "train"), names))[0]),
-                "texts": {split: file_hash(split_path(data_dir, split)) for split in splits},
-                "columns": names._asdict(),
-            }
-            write_json(folder / "meta.json", meta)
-            _copy_teachers_logits(target, folder, splits)
-            if folder_name == TOKENIZED:
-                with atomic_file(data_dir / "label.txt") as temporary:
-                    temporary.write_text("".join(label + "\n" for label in labels), encoding="utf-8")
-    return label_counts, summary
+    # Of the splits that have some, see `utils.data.soft_labels`.
+    soft_labels: dict[str, pa.ChunkedArray] = field(default_factory=dict)
 
 
 def load_data(
@@ -142,9 +52,15 @@ def load_data(
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         made_with = (meta["n_ctx"], meta["tokenizer"])
         # Only these names: they become paths.
-        names = [*SPLITS, AUGMENTED] if AUGMENTED in meta["texts"] else SPLITS
+        names = [*SPLITS, *(split for split in (AUGMENTED, UNLABELLED) if split in meta["texts"])]
         labels, hashes = meta["labels"], {split: meta["texts"][split] for split in names}
         splits = {split: datasets.Dataset.from_file(str(folder / f"{split}.arrow")) for split in hashes}
+        soft_labels = {
+            split: table.data.column(SOFT_LABEL) for split, table in splits.items() if SOFT_LABEL in table.column_names
+        }
+        # Batches are read without them.
+        splits |= {split: splits[split].remove_columns(SOFT_LABEL) for split in soft_labels}
+        soft_files = {f"{split}.soft.jsonl": meta["soft_labels"][split] for split in soft_labels}
     except FileNotFoundError as error:
         raise UserError(
             f"{data_dir} holds no tokenized data set: run preprocess.py with this data_dir first"
@@ -159,12 +75,16 @@ def load_data(
         path = split_path(data_dir, split)
         if path.exists() and file_hash(path) != hashes[split]:
             raise UserError(f"{path} has changed since it was tokenized: {again}")
+    for name, (source, soft_hash, _) in soft_files.items():
+        path = data_dir / name
+        if source == name and path.exists() and file_hash(path) != soft_hash:
+            raise UserError(f"{path} has changed since it was tokenized: {again}")
     fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    return Data(labels, splits, folder, fingerprint, hashes, meta.get("texts_a_row"))
+    return Data(labels, splits, folder, fingerprint, hashes, meta.get("texts_a_row"), soft_labels)
 
 
 def columns_of(data: Data) -> Columns:
-    """The columns that preprocess.py read the texts and labels from; the usual ones where it did not write that down.
+    """The columns that preprocess.py read; the usual ones where it did not write that down.
 
     Raises:
         UserError: it did not, and the files have columns with names.
@@ -172,7 +92,7 @@ def columns_of(data: Data) -> Columns:
     data_dir = data.folder.parent
     columns = json.loads((data.folder / "meta.json").read_text(encoding="utf-8")).get("columns")
     if columns:
-        return Columns(tuple(columns["texts"]), columns["label"])
+        return Columns(**columns | {"texts": tuple(columns["texts"])})
     for path in (split_path(data_dir, split) for split in data.hashes):
         if path.suffix != ".txt":
             raise UserError(
@@ -198,9 +118,11 @@ def check_same_rows(data: Data, other: Data, splits: list[str]) -> None:
             )
 
 
-def with_augmented_rows(data: Data) -> Data:
-    """The same data with its augmented rows behind those of train."""
-    train = datasets.concatenate_datasets([data.splits["train"], data.splits[AUGMENTED]])
+def with_rows_of(data: Data, splits: list[str]) -> Data:
+    """The same data with the rows of other splits behind those of train."""
+    if not splits:
+        return data
+    train = datasets.concatenate_datasets([data.splits["train"], *(data.splits[split] for split in splits)])
     return replace(data, splits=data.splits | {"train": train})
 
 
@@ -270,69 +192,3 @@ def shuffled_batches(row_lengths: np.ndarray, batch_size: int, seed: int) -> lis
     order = np.concatenate([rows[np.argsort(-row_lengths[rows], kind="stable")] for rows in pools])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [batches[i] for i in generator.permutation(len(batches))]
-
-
-def _tokenized_chunk(backend: Tokenizer, labels: list[str], n_ctx: int, rows: list[TextRow]) -> pa.RecordBatch:
-    label_ids = {label: i for i, label in enumerate(labels)}
-    texts = [texts if len(texts) == 2 else texts[0] for texts, _ in rows]
-    encoded = tokenize(prepare_tokenizer(backend), texts, n_ctx)
-    columns = [[ids for ids, _ in encoded], [types for _, types in encoded], [label_ids[label] for _, label in rows]]
-    return pa.record_batch(columns, schema=SCHEMA)
-
-
-def _with_mask(rows: Iterable[TextRow], mask: str, other_mask: str) -> Iterator[TextRow]:
-    return ((tuple(text.replace(mask, other_mask) for text in texts), label) for texts, label in rows)
-
-
-def _write_batches(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-
-
-def _merge(shards: list[Path], target: Path) -> None:
-    """Put the processes' shards together, a chunk of each in turn, as the chunks were dealt out; removes them."""
-    if len(shards) == 1:
-        shards[0].rename(target)
-        return
-    _write_batches(target, _batches_in_turns(shards))
-    for shard in shards:
-        shard.unlink()
-
-
-def _batches_in_turns(shards: list[Path]) -> Iterator[pa.RecordBatch]:
-    with ExitStack() as stack:
-        files = [stack.enter_context(pa.OSFile(str(path))) for path in shards]
-        readers = [stack.enter_context(pa.ipc.open_stream(file)) for file in files]
-        for reader in itertools.cycle(readers):
-            try:
-                yield reader.read_next_batch()
-            except StopIteration:  # all of the others are at their end as well
-                return
-
-
-def _copy_teachers_logits(old: Path, new: Path, splits: list[str]) -> None:
-    """Take along what `utils.training.teacher` keeps beside the splits that have not changed."""
-    for split in splits:
-        paths, table = list(old.glob(f"teacher-*-{split}-*.safetensors")), f"{split}.arrow"
-        if paths and (old / table).exists() and filecmp.cmp(old / table, new / table, shallow=False):
-            for path in paths:
-                shutil.copy2(path, new)
-
-
-def _summary(path: Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> dict[str, float]:
-    split = datasets.Dataset.from_file(str(path))
-    widths, words, unknown = lengths(split), 0, 0
-    special = pa.array([i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id], pa.int32())
-    for chunk in split.data.column("input_ids").chunks:
-        ids = chunk.flatten()
-        words += len(ids) - (pa.compute.sum(pa.compute.is_in(ids, special)).as_py() or 0)
-        if tokenizer.unk_token_id is not None:
-            unknown += pa.compute.sum(pa.compute.equal(ids, tokenizer.unk_token_id)).as_py() or 0
-    return {
-        "rows": len(widths),
-        "mean_length": float(widths.mean()),
-        "longest": int(widths.max()),
-        "full": int((widths == n_ctx).sum()),
-        "unknown": unknown / max(1, words),
-    }

@@ -9,7 +9,8 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerFast
 
 from utils.data.formats import missing_file
-from utils.data.tables import TOKENIZED, Data, columns_of, lengths, load_data, tokenize_data
+from utils.data.preprocessing import tokenize_data
+from utils.data.tables import TOKENIZED, Data, columns_of, lengths, load_data
 from utils.data.texts import split_path
 from utils.models.checkpoint import tokenizer_fingerprint
 from utils.system.bars import progress_bar
@@ -86,12 +87,13 @@ def rows_of_teacher(data: Data, student: PreTrainedTokenizerFast, teacher: PreTr
 
 
 def _load(data: Data, teacher: PreTrainedTokenizerFast, n_ctx: int, name: str) -> Data | None:
-    """The folder's data, unless it is missing, damaged, or of other texts."""
+    """The folder's data, unless it is missing, damaged, or of other texts or columns."""
     try:
         rows = load_data(data.folder.parent, teacher, n_ctx, name)
+        same_columns = columns_of(rows)[:2] == columns_of(data)[:2]  # but that of soft labels
     except UserError:
         return None
-    same = all(
+    same = same_columns and all(
         rows.hashes.get(split) == digest and len(rows.splits[split]) == len(data.splits[split])
         for split, digest in data.hashes.items()
     )

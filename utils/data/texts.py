@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from utils.system.errors import UserError
 
 SPLITS = ("train", "valid", "test")
 AUGMENTED = "augmented"  # where augment_data.py made one
+UNLABELLED = "unlabelled"  # where the user put one: see utils/data/unlabelled_rows.py
 LONG_LABEL = 60  # characters; a longer one may well be a text
 # What the columns of other people's files are called, in a first line that text files here have not.
 COLUMN_NAMES = frozenset(
@@ -26,7 +28,8 @@ COLUMN_NAMES = frozenset(
     "sentence_b question question1 question2 premise hypothesis query review content message utterance".split()
 )
 
-TextRow = tuple[tuple[str, ...], str]  # one sentence or a pair, and the label
+Texts = tuple[str, ...]  # one sentence, or a pair
+TextRow = tuple[Texts, str]  # and the label; an empty one where a row has none
 
 
 class Columns(NamedTuple):
@@ -34,13 +37,14 @@ class Columns(NamedTuple):
 
     texts: tuple[str, ...] = ("text",)  # one, or two for pairs
     label: str = "label"
+    soft_label: str = "soft_label"  # of JSON lines and Parquet only, where there is one
 
 
 NAMES = Columns()
 
 
 def present_splits(data_dir: Path) -> list[str]:
-    """The splits of a data folder: the three, and that of augmented rows if there is one."""
+    """The splits with labels of a data folder: the three, and that of augmented rows if there is one."""
     return [*SPLITS, AUGMENTED] if (data_dir / f"{AUGMENTED}.txt").exists() else [*SPLITS]
 
 
@@ -68,18 +72,33 @@ def read_rows(path: Path, names: Columns = NAMES) -> Iterator[TextRow]:
 def numbered_rows(path: Path, names: Columns = NAMES) -> Iterator[tuple[int, TextRow]]:
     """Yield each row and the number of the line that it begins in, or of the row in a Parquet file.
 
+    Only in a file of augmented rows may labels be empty: of variants of texts that have none.
+
     Raises:
         UserError: the file is missing, empty or damaged, or a row is not UTF-8, lacks a column, has an empty label,
             another number of columns than the first one, or a cell that is no text. Names the line.
     """
     flags = dict.fromkeys(names.texts, "--text_column") | {names.label: "--label_column"}
     empty = True
-    try:
+    with readable(path):
         for number, (*texts, label) in _text_fields(path) if path.suffix == ".txt" else read_cells(path, flags):
-            if not label:
+            if not label and path.stem != AUGMENTED:
                 raise UserError(f"{place(path, number)}: empty label: give every row one")
             empty = False
             yield number, (tuple(texts), label)
+    if empty:
+        raise UserError(f"{path} is empty: {LINE_FORM if path.suffix == '.txt' else 'it needs rows'}")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say of a file that the block cannot read what is wrong with it.
+
+    Raises:
+        UserError: it is missing, may not be read, or is not UTF-8.
+    """
+    try:
+        yield
     except FileNotFoundError as error:
         raise missing_file(path) from error
     except OSError as error:
@@ -87,8 +106,6 @@ def numbered_rows(path: Path, names: Columns = NAMES) -> Iterator[tuple[int, Tex
     except UnicodeDecodeError as error:
         line = undecodable_line(path)
         raise UserError(f"{path}, line {line}: not UTF-8 ({error.reason}): save the file as UTF-8") from error
-    if empty:
-        raise UserError(f"{path} is empty: {LINE_FORM if path.suffix == '.txt' else 'it needs rows'}")
 
 
 def read_labels(data_dir: Path, names: Columns = NAMES) -> tuple[dict[str, int], dict[str, int]]:
@@ -118,7 +135,7 @@ def read_labels(data_dir: Path, names: Columns = NAMES) -> tuple[dict[str, int],
                 if label not in label_counts:
                     _check_one_line(path, number, label)
                 label_counts[label] = label_counts.get(label, 0) + 1
-            elif label not in label_counts:
+            elif label and label not in label_counts:
                 if number == 1:
                     _check_no_header(path, first_row)
                 raise _unknown_label(path, number, label, train, label_counts, names)
@@ -136,6 +153,8 @@ def _text_fields(path: Path) -> Numbered:
     columns = None
     for number, fields in read_fields(path):
         columns = columns or len(fields)
+        if len(fields) == 1:
+            raise UserError(f"{place(path, number)}: no tab: {LINE_FORM}")
         if len(fields) != columns or columns > 3:
             raise UserError(f"{place(path, number)}: {len(fields)} columns: {LINE_FORM}, the same in every line")
         yield number, fields

@@ -96,6 +96,7 @@ def distillation_losses(
     num_labelled: int,
     weights: LossWeights,
     layers: list[int],
+    has_logits: torch.Tensor | None = None,
 ) -> RowLosses:
     """The `row_losses` that training minimizes.
 
@@ -104,6 +105,8 @@ def distillation_losses(
         teacher_logits: the teacher's, for every row of the training split, [rows, labels].
         num_labelled: so many of these rows, the first ones, have labels to learn from.
         layers: of `paired_layers`.
+        has_logits: the rows that `teacher_logits` are for, bool [rows]; the loss of the logits is 0 for the others.
+            None where they are for all.
     """
     states, attentions = weights.state_loss_ratio > 0, weights.att_loss_ratio > 0
     relations = weights.relation_loss_ratio > 0
@@ -119,6 +122,8 @@ def distillation_losses(
             logits = ours.logits.float()
             targets = teacher_logits[torch.as_tensor(rows)].to(logits.device)
             losses = KD_LOSSES[weights.kd_loss](logits, targets, weights.temperature)
+            if has_logits is not None:
+                losses = losses * has_logits[torch.as_tensor(rows)].to(losses.device)
             if weights.label_ratio:
                 labels = torch.as_tensor(np.where(rows < num_labelled, batch["labels"], NO_LABEL)).to(logits.device)
                 losses = losses + weights.label_ratio * label_loss(logits, labels)

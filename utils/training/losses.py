@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-NO_LABEL = -1
+from utils.data.tables import NO_LABEL
 
 
 def soft_cross_entropy(

@@ -18,7 +18,7 @@ from utils.data.teacher_rows import rows_of_teacher
 from utils.models.classifier import fingerprint
 from utils.system.files import atomic_file
 from utils.training.resume import hardware
-from utils.training.scoring import predict
+from utils.training.scoring import evaluate_logits, predict
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,39 @@ class Teacher:
     n_ctx: int  # the longest row that it reads, in its own tokens
     columns: list[int]  # its output for each of the data set's labels
     rows: Data | None  # what it reads; None where that is still to be tokenized
+
+
+def taught_logits(
+    teachers: list[Teacher],
+    data: Data,
+    student: PreTrainedTokenizerFast,
+    splits: list[str],
+    kd_loss: str,
+    temperature: float,
+    accelerator: Accelerator,
+) -> torch.Tensor:
+    """What a student is to say of every row of some splits, one split after the other, fp32 [rows, labels].
+
+    Logs how good that is on valid, and how good each teacher is. Empties the list of teachers.
+
+    Args:
+        student: the tokenizer that the texts of `data` were tokenized with.
+        kd_loss, temperature: as `mean_of_teachers`.
+
+    Raises:
+        UserError: as `rows_of_teacher`.
+    """
+    names = [teacher.name for teacher in teachers]
+    logits = answers(teachers, data, student, ["valid", *splits], accelerator)
+    mean = {split: mean_of_teachers([own[split] for own in logits], kd_loss, temperature) for split in logits[0]}
+    scored = [("", mean)]
+    if len(names) > 1:
+        scored = [(f"{name}, ", own) for name, own in zip(names, logits, strict=True)]
+        scored.append((f"mean of {len(names)}, ", mean))
+    for name, own in scored:
+        target = evaluate_logits(own["valid"], data.splits["valid"])
+        logger.info("[Teacher] : %svalid loss %.4f, valid accuracy %.4f", name, target.loss, target.accuracy)
+    return torch.cat([mean[split] for split in splits])
 
 
 def answers(
