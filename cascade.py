@@ -41,8 +41,8 @@ from utils.arguments import (
     text_columns,
 )
 from utils.data.texts import Columns, read_rows, split_path
+from utils.data.texts_to_label import has_columns, read_columns, read_lines
 from utils.data.tokenization import Text, TokenRow
-from utils.data.unlabelled import has_columns, read_columns, read_lines
 from utils.export.cascade_dir import check_cascade_dir, write_cascade_dir
 from utils.measuring.calibration import fit_temperature
 from utils.measuring.picture import frontier_figure

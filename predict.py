@@ -25,7 +25,7 @@ import os
 import sys
 
 from utils.arguments import column_names, fraction, positive_int, script_parser
-from utils.data.unlabelled import has_columns, read_columns, read_lines
+from utils.data.texts_to_label import has_columns, read_columns, read_lines
 from utils.runtime import Prediction, Predictor
 from utils.system.cli import run_script
 from utils.system.cpus import usable_cpus

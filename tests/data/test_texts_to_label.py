@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from utils.data.unlabelled import has_columns, read_columns, read_lines
+from utils.data.texts_to_label import has_columns, read_columns, read_lines
 from utils.system.errors import UserError
 
 LABELS = ["good", "bad", "0"]
