@@ -39,9 +39,9 @@ class _Parts(NamedTuple):
 
     attention: Any
     norm: nn.Module  # in front of the attention, where the family has it there
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
+    query: Any  # Linear layers
+    key: Any
+    value: Any
     head_size: int
 
     def heads(self, projected: torch.Tensor) -> torch.Tensor:
@@ -54,9 +54,9 @@ def _shortened(model: PreTrainedModel) -> Iterator[None]:
     family, uses = family_of(model), layer_uses(model)
     layer, num_uses, calls = uses[-1], uses.count(uses[-1]), 0
     paths = (family.self_attention, family.attention_norm, family.query, family.key, family.value)
-    modules: list[Any] = [layer.get_submodule(path) for path in paths]
-    parts = _Parts(*modules, head_size=head_size_of(model))
-    attention, attend_all = parts.attention, parts.attention.forward
+    attention, norm, query, key, value = (layer.get_submodule(path) for path in paths)
+    parts = _Parts(attention, norm, query, key, value, head_size_of(model))
+    attend_all = attention.forward
     by_distance = family.relative_embeddings is not None
     attend = _attend_by_distance if by_distance else _attend_rotated if family.pre_norm else _attend
     of_all_tokens: list[torch.Tensor] = []
