@@ -85,6 +85,28 @@ def test_magnitude_grows_with_the_weights(model):
         torch.testing.assert_close(part, expected)
 
 
+def test_magnitude_is_the_norm_of_all_weights_of_a_part(model):
+    """Of head 2 and neuron 7 of the last layer of BERT, whose heads are 8 wide."""
+    heads, neurons = magnitude_scores(model)
+    layer = model.bert.encoder.layer[-1]
+    inputs = [getattr(layer.attention.self, name).weight[16:24] for name in ("query", "key", "value")]
+    weights = [*inputs, layer.attention.output.dense.weight[:, 16:24]]
+    torch.testing.assert_close(heads[-1][2], torch.cat([part.flatten() for part in weights]).norm().detach())
+    weights = [layer.intermediate.dense.weight[7], layer.output.dense.weight[:, 7]]
+    torch.testing.assert_close(neurons[-1][7], torch.cat(weights).norm().detach())
+
+
+def test_pruning_one_after_the_other_adds_least_to_the_quadratic_form():
+    """Against trying every part that is left in each step."""
+    gradients = torch.randn(40, 9, generator=torch.Generator().manual_seed(3)) @ torch.randn(9, 9).abs()
+    information = gradients.double().T @ gradients.double()
+    pruned: list[int] = []
+    for left in range(8, 0, -1):
+        costs = {i: information[[*pruned, i]][:, [*pruned, i]].sum() for i in range(9) if i not in pruned}
+        pruned.append(min(costs, key=costs.__getitem__))
+        assert most_important_together(gradients, left).tolist() == sorted(set(range(9)) - set(pruned))
+
+
 def test_rearranging_drops_one_of_two_that_do_the_same():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 50, generator=generator)
