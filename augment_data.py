@@ -106,9 +106,16 @@ def main() -> None:
     cached = begin_journal(args, str(target), contents)
     ratios = Ratios(args.mask_ratio, args.replace_ratio, args.ngram_ratio)
     varied = variants(
-        cached, rows, num_rows, neighbours, tokenizer.mask_token, ratios, args.n_iter, args.seed,
+        cached,
+        rows,
+        num_rows,
+        neighbours,
+        tokenizer.mask_token,
+        ratios,
+        args.n_iter,
+        args.seed,
         args.num_proc,
-    )  # fmt: skip
+    )
     count = write_rows(target, new_rows(varied, itertools.chain(known, unlabelled_texts())))
     unfinished_path(target).unlink()
     if not count:

@@ -207,9 +207,15 @@ def sentences(chosen: Candidate, singles: list[Candidate], names: list[str], num
 
 
 def write_result(
-    path: str, stages: list[StageFolder], measured: list[Candidate], singles: list[Candidate], chosen: Candidate,
-    names: list[str], machine: dict[str, object], num_rows: int,
-) -> None:  # fmt: skip
+    path: str,
+    stages: list[StageFolder],
+    measured: list[Candidate],
+    singles: list[Candidate],
+    chosen: Candidate,
+    names: list[str],
+    machine: dict[str, object],
+    num_rows: int,
+) -> None:
     """Print the frontier, say what was chosen, and write the cascade's folder."""
     best = frontier(measured)
     thinned = {best[i] for i in np.unique(np.linspace(0, len(best) - 1, SHOWN).astype(int))} | {chosen}

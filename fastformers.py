@@ -261,9 +261,13 @@ def load_teachers(
 
 
 def rows_to_read(
-    data: Data, tokenizer: PreTrainedTokenizerFast, own_tokenizer: PreTrainedTokenizerFast, n_ctx: int,
-    data_dir: str | None, splits: list[str],
-) -> Data | None:  # fmt: skip
+    data: Data,
+    tokenizer: PreTrainedTokenizerFast,
+    own_tokenizer: PreTrainedTokenizerFast,
+    n_ctx: int,
+    data_dir: str | None,
+    splits: list[str],
+) -> Data | None:
     """The rows that a teacher reads: the student's or those of a folder; None where they are to be tokenized for it.
 
     Raises:
@@ -340,8 +344,10 @@ def logits_to_learn(
         count = int((~(has_logits | has_label)).sum())
         logger.warning(
             "%d of %d rows have neither a soft label nor a label that counts, and teach nothing: give a teacher for "
-            "them, or --label_ratio where they have labels", count, len(logits),
-        )  # fmt: skip
+            "them, or --label_ratio where they have labels",
+            count,
+            len(logits),
+        )
     return logits, has_logits
 
 

@@ -113,21 +113,30 @@ def log_split(split: str, counts: dict, n_ctx: int, config: str, encoder: str) -
         logger.info("[%s] : rows that were left out: %s", split, dropped)
     if counts.get("ignored_label"):
         logger.warning(
-            "[%s] : its labels, %s, are ignored: put rows with labels into train to learn from them", split,
+            "[%s] : its labels, %s, are ignored: put rows with labels into train to learn from them",
+            split,
             counts["ignored_label"],
-        )  # fmt: skip
+        )
     if counts["soft_labels"]:
         logger.info("[%s] : %d rows have soft labels", split, counts["soft_labels"])
     if full > TRUNCATED * rows:
         logger.warning(
             "[%s] : %d rows, %.1f %%, fill all %d tokens and were probably cut: raise n_ctx in %s if what is lost "
-            "matters", split, full, 100 * full / rows, n_ctx, config,
-        )  # fmt: skip
+            "matters",
+            split,
+            full,
+            100 * full / rows,
+            n_ctx,
+            config,
+        )
     if counts["unknown"] > UNKNOWN:
         logger.warning(
             "[%s] : %.1f %% of the tokens are unknown to the tokenizer of %s, which cannot tell such words apart: use "
-            "an encoder for the language of these texts", split, 100 * counts["unknown"], encoder,
-        )  # fmt: skip
+            "an encoder for the language of these texts",
+            split,
+            100 * counts["unknown"],
+            encoder,
+        )
 
 
 def log_labels(label_counts: dict[str, int], data_dir: Path) -> None:
@@ -137,8 +146,10 @@ def log_labels(label_counts: dict[str, int], data_dir: Path) -> None:
     if share > IMBALANCED:
         logger.warning(
             "[Labels] : %.1f %% of train is %s, and so is the accuracy of always saying that: go by the macro F1 of "
-            "evaluate.py", 100 * share, most,
-        )  # fmt: skip
+            "evaluate.py",
+            100 * share,
+            most,
+        )
     shown = ", ".join(itertools.islice(label_counts, 8)) + (", ..." if len(label_counts) > 8 else "")
     logger.info("[Labels] : %d (%s), written to %s", len(label_counts), shown, data_dir / "label.txt")
 

@@ -63,9 +63,13 @@ def main() -> None:
     data = load_data(args.data_dir, tokenizer, config.n_ctx)
     set_seed(args.seed)  # before a new classifier draws its weights
     model = load_model(
-        args.bert_model_name_or_path, "--bert_model_name_or_path", config, data.labels, new_head=True,
+        args.bert_model_name_or_path,
+        "--bert_model_name_or_path",
+        config,
+        data.labels,
+        new_head=True,
         allow_hub_name=True,
-    )  # fmt: skip
+    )
     if args.freeze_embeddings:
         freeze_embeddings(model)
     check_output_folder(args.bert_output_dir, "--bert_output_dir")

@@ -108,9 +108,14 @@ def fit_latency(
     table = measure_table(model, split)
     logger.info(
         "[Latency] : %.3f ms; a head %.2f us and %d neurons %.2f us, in the last layer %.2f and %.2f; the rest %.3f ms",
-        table.whole, 1000 * table.heads[0], NEURON_STEP, 1000 * NEURON_STEP * table.neurons[0],
-        1000 * table.heads[-1], 1000 * NEURON_STEP * table.neurons[-1], table.rest,
-    )  # fmt: skip
+        table.whole,
+        1000 * table.heads[0],
+        NEURON_STEP,
+        1000 * NEURON_STEP * table.neurons[0],
+        1000 * table.heads[-1],
+        1000 * NEURON_STEP * table.neurons[-1],
+        table.rest,
+    )
     aim, best = fraction, (math.inf, layer_shapes(model))
     for _ in range(ATTEMPTS):
         share = (aim * table.whole - table.rest) / (table.whole - table.rest)
