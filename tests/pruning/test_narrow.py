@@ -16,7 +16,7 @@ from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_model, save_checkpoint
 from utils.models.config import Config
 from utils.models.families import FAMILIES, family_of, layer_shapes, layers_of
-from utils.pruning.narrow import keep_layers, narrow_layer, narrow_width
+from utils.pruning.narrow import keep_layers, narrow_layer, narrow_width, shape_like
 
 
 @pytest.mark.parametrize("model", FAMILY_NAMES, indirect=True)
@@ -53,6 +53,12 @@ def test_uneven_checkpoint_comes_back_the_same(model, num_heads, made, tmp_path)
         assert layer_shapes(again) == shapes and shapes[0] == (num_heads, 5)
         with torch.no_grad():
             assert torch.equal(logits(again, batch), logits(model, batch))
+
+
+def test_a_model_takes_any_smaller_shape(model):
+    shape_like(model, [(1, 10), (3, 20)], hidden_size=16)
+    assert layer_shapes(model) == [(1, 10), (3, 20)] and model.config.hidden_size == 16
+    assert logits(model, make_batch()).isfinite().all()
 
 
 def test_keep_layers_skips_the_others(model):

@@ -11,7 +11,7 @@ from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_model, model_inputs
 from utils.models.config import Config
 from utils.models.families import family_of, layer_shapes, layers_of
-from utils.pruning.importance import random_scores
+from utils.pruning.importance import GRADIENT_SCORES, mask_gradients, random_scores, width_gradients
 from utils.pruning.recipe import prune_layers, prune_width, rank, rank_width, sample_batches
 
 
@@ -49,6 +49,22 @@ def test_what_has_no_effect_is_pruned(model, importance):
     assert layer_shapes(model) == [(4, 64), (3, 62)]
     with torch.no_grad():
         torch.testing.assert_close(logits(model, batch), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_ranking_by_labels_or_by_the_models_own_answers(model):
+    """And by the score that is asked for, of heads and neurons as of hidden units."""
+    batch = make_batch()
+    for target in ("labels", "logits"):
+        gradients, width = mask_gradients(model, [batch], target), width_gradients(model, [batch], target)
+        for name, score in GRADIENT_SCORES.items():
+            ranking = rank(model, [batch], name, target)
+            torch.testing.assert_close(ranking.heads[1], score(gradients[0][1]))
+            torch.testing.assert_close(ranking.neurons[0], score(gradients[1][0]))
+            for units, expected in zip(rank_width(model, [batch], name, target), width, strict=True):
+                torch.testing.assert_close(units, score(expected))
+    for units, expected in zip(rank_width(model, [batch], "magnitude", "logits"), width, strict=True):
+        torch.testing.assert_close(units, GRADIENT_SCORES["first_order"](expected))
+    assert not torch.equal(rank(model, [batch]).heads[0], rank(model, [batch], target="logits").heads[0])
 
 
 def test_random_ranking(model):

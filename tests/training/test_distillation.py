@@ -13,6 +13,7 @@ from torch import nn
 from utils.models.classifier import load_model, model_inputs, set_dropout
 from utils.models.config import Config
 from utils.models.families import layers_of
+from utils.pruning.narrow import narrow_layer
 from utils.system.errors import UserError
 from utils.training.distillation import (
     LossWeights,
@@ -133,6 +134,43 @@ def test_relations_of_the_last_layers(pair, teacher_layers, last):
     torch.testing.assert_close(losses, 2 * relation_loss(*parts, make_batch()["attention_mask"]), atol=1e-5, rtol=1e-4)
     losses.sum().backward()
     assert pair.student.bert.encoder.layer[1].attention.self.query.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("option", ["state_loss_ratio", "att_loss_ratio", "relation_loss_ratio", "label_ratio"])
+def test_a_loss_counts_by_its_ratio(pair, option):
+    """However small that is."""
+    add_projection(pair.teacher, pair.student, weights(state_loss_ratio=1.0))
+    plain = losses_of(pair, NONE)
+    small, large = (losses_of(pair, weights(**{option: ratio})) - plain for ratio in (0.25, 1.0))
+    assert large[:4].min() > 0
+    torch.testing.assert_close(small, large / 4, atol=1e-5, rtol=1e-3)
+
+
+def test_states_of_one_width_need_no_projection(pair):
+    asked = weights(state_loss_ratio=1.0, state_layers="all")
+    pair.student = pair.teacher
+    add_projection(pair.teacher, pair.student, asked)
+    assert not any("projection" in name for name, _ in pair.student.named_parameters())
+    torch.testing.assert_close(losses_of(pair, asked), losses_of(pair, NONE))
+
+
+def test_a_projection_is_for_states_alone(pair):
+    add_projection(pair.teacher, pair.student, weights(relation_loss_ratio=1.0))
+    assert not any("projection" in name for name, _ in pair.student.named_parameters())
+
+
+def test_relations_need_heads_in_both_last_layers(pair):
+    none = torch.tensor([], dtype=torch.long)
+    asked, neurons = weights(relation_loss_ratio=1.0), torch.arange(64)
+    narrow_layer(pair.student, 0, none, neurons)
+    narrow_layer(pair.teacher, 1, none, neurons)
+    assert paired_layers(pair.teacher, pair.student, asked, None) == [1, 3]
+    for layers in ([3, 1], [1, 1]):
+        with pytest.raises(UserError, match="--relation_loss_ratio needs attention heads"):
+            paired_layers(pair.teacher, pair.student, asked, layers)
+    narrow_layer(pair.student, 1, none, neurons)
+    with pytest.raises(UserError, match="--relation_loss_ratio needs attention heads"):
+        paired_layers(pair.teacher, pair.student, asked, None)
 
 
 def test_layers_that_do_not_fit(pair):
