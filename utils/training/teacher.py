@@ -58,7 +58,7 @@ def taught_logits(
         UserError: as `rows_of_teacher`.
     """
     names = [teacher.name for teacher in teachers]
-    logits = answers(teachers, data, student, ["valid", *splits], accelerator)
+    logits = _answers(teachers, data, student, ["valid", *splits], accelerator)
     mean = {split: mean_of_teachers([own[split] for own in logits], kd_loss, temperature) for split in logits[0]}
     scored = [("", mean)]
     if len(names) > 1:
@@ -68,30 +68,6 @@ def taught_logits(
         target = evaluate_logits(own["valid"], data.splits["valid"])
         logger.info("[Teacher] : %svalid loss %.4f, valid accuracy %.4f", name, target.loss, target.accuracy)
     return torch.cat([mean[split] for split in splits])
-
-
-def answers(
-    teachers: list[Teacher], data: Data, student: PreTrainedTokenizerFast, splits: list[str], accelerator: Accelerator
-) -> list[dict[str, torch.Tensor]]:
-    """Each teacher's logits for every row of the splits, as of `teacher_logits`, in the order of the data's labels.
-
-    Empties the list: a model that nobody else holds is freed before the next one goes to the device.
-
-    Args:
-        student: the tokenizer that the texts of `data` were tokenized with.
-
-    Raises:
-        UserError: as `rows_of_teacher`.
-    """
-    logits = []
-    while teachers:
-        teacher = teachers.pop(0)
-        rows = teacher.rows or rows_of_teacher(data, student, teacher.tokenizer, teacher.n_ctx)
-        teacher.model.to(accelerator.device)
-        logits.append(
-            {split: teacher_logits(teacher.model, rows, split, accelerator)[:, teacher.columns] for split in splits}
-        )
-    return logits
 
 
 def teacher_logits(teacher: PreTrainedModel, data: Data, split: str, accelerator: Accelerator) -> torch.Tensor:
@@ -124,6 +100,30 @@ def mean_of_teachers(logits: list[torch.Tensor], kd_loss: str, temperature: floa
         return torch.stack(logits).mean(0)
     log_probabilities = (torch.stack(logits) / temperature).log_softmax(-1)
     return temperature * (log_probabilities.logsumexp(0) - math.log(len(logits)))
+
+
+def _answers(
+    teachers: list[Teacher], data: Data, student: PreTrainedTokenizerFast, splits: list[str], accelerator: Accelerator
+) -> list[dict[str, torch.Tensor]]:
+    """Each teacher's logits for every row of the splits, as of `teacher_logits`, in the order of the data's labels.
+
+    Empties the list: a model that nobody else holds is freed before the next one goes to the device.
+
+    Args:
+        student: the tokenizer that the texts of `data` were tokenized with.
+
+    Raises:
+        UserError: as `rows_of_teacher`.
+    """
+    logits = []
+    while teachers:
+        teacher = teachers.pop(0)
+        rows = teacher.rows or rows_of_teacher(data, student, teacher.tokenizer, teacher.n_ctx)
+        teacher.model.to(accelerator.device)
+        logits.append(
+            {split: teacher_logits(teacher.model, rows, split, accelerator)[:, teacher.columns] for split in splits}
+        )
+    return logits
 
 
 def _logits_of_part(
