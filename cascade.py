@@ -40,7 +40,8 @@ from utils.arguments import (
     script_parser,
     text_columns,
 )
-from utils.data.texts import Columns, read_rows, split_path
+from utils.data.tables import evenly_spaced
+from utils.data.texts import UNLABELLED, Columns, read_rows, split_path
 from utils.data.texts_to_label import has_columns, read_columns, read_lines
 from utils.data.tokenization import Text, TokenRow
 from utils.export.cascade_dir import check_cascade_dir, write_cascade_dir
@@ -58,7 +59,6 @@ from utils.system.machine import describe_machine
 
 logger = logging.getLogger(__name__)
 
-UNLABELLED = "unlabelled"
 MOST_UNLABELLED = 5_000  # rows, the first ones
 SHOWN = 15  # rows of the frontier's table
 
@@ -218,7 +218,7 @@ def write_result(
 ) -> None:
     """Print the frontier, say what was chosen, and write the cascade's folder."""
     best = frontier(measured)
-    thinned = {best[i] for i in np.unique(np.linspace(0, len(best) - 1, SHOWN).astype(int))} | {chosen}
+    thinned = {best[i] for i in evenly_spaced(SHOWN, len(best))} | {chosen}
     text = table(names, [*singles, *sorted(thinned, key=lambda one: one.mean_ms)], chosen)
     print(text)
     rule, alone_is_enough = sentences(chosen, singles, names, num_rows)

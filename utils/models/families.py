@@ -315,3 +315,8 @@ def reads_first_token(model: PreTrainedModel) -> bool:
 def takes_token_types(model: PreTrainedModel) -> bool:
     """Whether the second sentence of a pair has an embedding of its own (not in RoBERTa and DistilBERT)."""
     return getattr(model.config, "type_vocab_size", 0) > 1
+
+
+def last_of_blocks(num_layers: int, num_blocks: int) -> list[int]:
+    """The last layer of each of `num_blocks` equal blocks of layers: 1, 3 and 5 of 6 in 3."""
+    return [(i + 1) * num_layers // num_blocks - 1 for i in range(num_blocks)]

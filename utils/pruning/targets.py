@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from utils.models.families import head_size_of, shapes_in_order, unknown_option
+from utils.models.families import head_size_of, last_of_blocks, shapes_in_order, unknown_option
 from utils.system.errors import UserError
 
 
@@ -15,7 +15,7 @@ def layers_to_keep(num_layers: int, keep_layers: list[int] | None, target_num_la
     if target_num_layers:
         if target_num_layers > num_layers:
             raise UserError(f"--target_num_layers={target_num_layers} but the model has {num_layers}: lower it")
-        return [(i + 1) * num_layers // target_num_layers - 1 for i in range(target_num_layers)]
+        return last_of_blocks(num_layers, target_num_layers)
     layers = keep_layers or list(range(num_layers))
     if layers != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= num_layers:
         shown = ",".join(map(str, layers))

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from utils.models.classifier import model_inputs
-from utils.models.families import family_of, layer_uses, projections, shapes_in_order
+from utils.models.families import family_of, last_of_blocks, layer_uses, projections, shapes_in_order
 from utils.models.first_token import first_token_only
 from utils.system.errors import UserError
 from utils.training.loop import RowLosses
@@ -54,7 +54,7 @@ def paired_layers(
                 f"the teacher has {len(theirs)} layers and the student {len(ours)}: say with --teacher_layers which of "
                 "them each of the student's learns from"
             )
-        teacher_layers = [(i + 1) * len(theirs) // len(ours) - 1 for i in range(len(ours))]
+        teacher_layers = last_of_blocks(len(theirs), len(ours))
     if len(teacher_layers) != len(ours) or not all(0 <= layer < len(theirs) for layer in teacher_layers):
         raise UserError(
             f"--teacher_layers={','.join(map(str, teacher_layers))}: give {len(ours)} numbers, one for each layer of "
