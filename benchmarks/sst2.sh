@@ -71,6 +71,7 @@ distilled() { # NAME TEACHER START SEED OPTIONS...
 
 for_larger() { # FOLDER: its rows as the larger teacher reads them, in FOLDER-mpnet
     [ ! -e "$1-mpnet/tokenized/meta.json" ] || return 0
+    $PYTHON embeddings/fetch.py $LARGE
     mkdir -p "$1-mpnet"
     local split
     for split in train valid test augmented unlabelled; do
@@ -80,7 +81,6 @@ for_larger() { # FOLDER: its rows as the larger teacher reads them, in FOLDER-mp
 }
 
 larger() { # SEED
-    $PYTHON embeddings/fetch.py $LARGE
     for_larger $DATA
     labels "larger-$1" embeddings/$LARGE "$1" $LARGE_CONFIG --data_dir=$DATA-mpnet $LARGE_OPTIONS
 }
@@ -250,7 +250,6 @@ model() { # NAME SEED: the trained model of a row
         taught_texts $WITH_OTHERS "$name" $RUN/start-plain "$2" $STUDENT_OPTIONS --unlabelled --epoch=5
         ;;
     few-larger)
-        $PYTHON embeddings/fetch.py $LARGE
         few_labels
         labels "$name" embeddings/$LARGE "$2" $LARGE_CONFIG --data_dir=$FEW-mpnet --lr=3e-5 --epoch=5 --batch_size=32
         ;;
