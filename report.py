@@ -9,15 +9,16 @@
         --rung "BERT-base's shape" bert_base - --rung "TF-IDF + logistic regression" linear -
 
 A rung is a name, an engine and a path. Engines: pytorch and pytorch_fixed (every row padded to n_ctx, the naive way)
-run a checkpoint folder; onnx runs a file or a folder that quantize.py wrote, of a folder the graph for single rows, or
-a folder of cascade.py; onnx_instances runs it in as many processes of one thread as there are --num_threads, and its
-speed is that of all together. Two are no steps of the ladder, and their path is -: bert_base, 12 layers of 768, padded
-to n_ctx, is the paper's baseline (its weights are random, which its time does not depend on, and it runs every 20th
-row); linear is scikit-learn's TF-IDF and logistic regression from text to label, what a student must beat to be worth
-it; where spaces do not separate words, as in Chinese, of characters.
+run a checkpoint folder in fp32; onnx runs a file or a folder that quantize.py wrote, of a folder the graph for single
+rows, or a folder of cascade.py; onnx_instances runs it in as many processes of one thread as there are --num_threads,
+and its speed is that of all together. Two are no steps of the ladder, and their path is -: bert_base, 12 layers of 768,
+padded to n_ctx, is the paper's baseline (its weights are random, which its time does not depend on, and it runs every
+20th row); linear is scikit-learn's TF-IDF and logistic regression, what a student must beat to be worth it; where
+spaces do not separate words, as in Chinese, of characters.
 
-Every rung classifies the rows of test.txt one at a time, and they take turns every 100 rows, so that a noisy machine is
-unfair to none; several instances serve all rows, 3 to 10 times, between these turns. The range is that of the turns.
+Every rung classifies the texts of test.txt one at a time, each with its own tokenizer, which is timed too; "from
+tokens" is what is left without it. They take turns every 100 rows, so that a noisy machine is unfair to none; several
+instances serve all rows, 3 to 10 times, between these turns. The range is that of the turns.
 Into --output_dir go ladder.json, ladder.md, ladder.png and ladder.svg. A rung that fails has a row that says why; the
 others are measured all the same, and the exit code is 2.
 """
@@ -30,6 +31,7 @@ from pathlib import Path
 
 import utils.system.environment  # isort: skip  # noqa: F401
 
+import numpy as np
 import torch
 
 from utils.arguments import (
@@ -40,7 +42,8 @@ from utils.arguments import (
     script_parser,
     text_columns,
 )
-from utils.data.tables import load_data, row_labels
+from utils.data.texts import Columns, read_labels, read_rows, split_path
+from utils.data.tokenization import Text
 from utils.measuring.ladder import ComparedRung, MeasuredRung, compared, markdown_table, measured_rung, text_table
 from utils.measuring.picture import ladder_figure, save_figure
 from utils.measuring.rungs import OPENERS, Failure, Rung, Setting, measure_rungs, open_rung
@@ -105,21 +108,32 @@ def write_ladder(
     print(text_table(rungs, has_baseline, failures))
 
 
+def labelled_texts(data_dir: Path, split: str, columns: Columns) -> list[tuple[Text, str]]:
+    """The texts or pairs of a split, and their labels.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
+    rows = read_rows(split_path(data_dir, split), columns)
+    return [(parts[0] if len(parts) == 1 else (parts[0], parts[1]), label) for parts, label in rows]
+
+
 def main() -> None:
     args = parse_args()
-    config = load_config(args.config)
+    config, columns, data_dir = load_config(args.config), text_columns(args), Path(args.data_dir)
     names, engines, paths = map(list, zip(*args.rung, strict=True))
     if engines[0] not in ("pytorch", "pytorch_fixed"):
-        raise UserError("--rung: the first rung must be a checkpoint folder: its tokenizer is the ladder's")
+        raise UserError("--rung: the first rung must be a checkpoint folder: its tokenizer is that of ONNX files")
     tokenizer = load_tokenizer(paths[0], "--rung")
-    data = load_data(args.data_dir, tokenizer, config.n_ctx)
+    labels = list(read_labels(data_dir, columns)[0])
+    train, test = (labelled_texts(data_dir, split, columns) for split in ("train", "test"))
     check_output_folder(args.output_dir, "--output_dir")
     torch.set_num_threads(args.num_threads)
-    setting = Setting(config, data, text_columns(args), tokenizer.pad_token_id, args.num_threads)
+    setting = Setting([text for text, _ in test], train, labels, config.n_ctx, tokenizer, args.num_threads)
     opened = [open_rung(engine, path, setting) for engine, path in zip(engines, paths, strict=True)]
     measurements = measure_rungs(opened, setting)
 
-    true = row_labels(data.splits["test"])
+    true = np.array([labels.index(label) for _, label in test])
     rungs: list[MeasuredRung] = []
     failures: list[tuple[str, str]] = []
     for name, engine, rung, measurement in zip(names, engines, opened, measurements, strict=True):

@@ -2,11 +2,15 @@
 
 import json
 import random
+import shutil
+from pathlib import Path
 
 import pytest
-from conftest import fails, write_texts
+from conftest import fails
+from safetensors.torch import load_file, save_file
 
 from utils.measuring.rungs import OPENERS, Rung
+from utils.measuring.text_engines import TextEngine
 
 
 def test_every_engine(trained):
@@ -37,6 +41,9 @@ def test_every_engine(trained):
     for name in ("folder", "its instances"):
         assert rungs[name]["accuracy"] == expected
         assert rungs[name]["model_bytes"] == pytest.approx(rungs["padded"]["model_bytes"], rel=0.2)
+    for name, rung in rungs.items():
+        assert name == "TF-IDF" or 0 < rung["ms_a_row_from_tokens"] < rung["ms_a_row"]
+    assert rungs["TF-IDF"]["ms_a_row_from_tokens"] is None
     # The label depends on single words.
     assert rungs["TF-IDF"]["accuracy"] == 1.0 and not rungs["TF-IDF"]["step"]
     assert rungs["BERT-base"]["accuracy"] is None and 85e6 < rungs["BERT-base"]["parameters"] < 111e6
@@ -44,9 +51,40 @@ def test_every_engine(trained):
 
 
 KEYS = (
-    "name accuracy num_correct num_examples latency_ms ms_a_row ms_a_row_of_turns parameters model_bytes engine step "
-    "seconds speedup speedup_range step_speedup speedup_vs_baseline usd_per_100m"
+    "name accuracy num_correct num_examples latency_ms ms_a_row ms_a_row_of_turns ms_a_row_from_tokens parameters "
+    "model_bytes engine step seconds speedup speedup_range step_speedup speedup_vs_baseline usd_per_100m"
 )
+
+
+def test_rungs_with_a_vocabulary_of_their_own(trained):
+    """A checkpoint and its model folder whose tokens have other numbers answer as before."""
+    teacher, other = trained.folder / "teacher", trained.folder / "other"
+    shutil.copytree(teacher, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    special = {token["id"] for token in tokenizer["added_tokens"]}
+    words = sorted((id, word) for word, id in tokenizer["model"]["vocab"].items() if id not in special)
+    order = [id for id, _ in words]
+    tokenizer["model"]["vocab"] |= {word: id for (_, word), id in zip(words, reversed(order), strict=True)}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    weights = load_file(other / "model.safetensors")
+    (name,) = [name for name in weights if name.endswith("word_embeddings.weight")]
+    weights[name][order] = weights[name][order[::-1]].clone()
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+
+    data = trained.folder / "other-data"
+    shutil.copytree(trained.data, data, ignore=shutil.ignore_patterns("tokenized*"))
+    own = [f"--config={trained.config}", f"--data_dir={data}"]
+    assert trained.script("preprocess", *own, f"--bert_model_name_or_path={other}")[0] == 0
+    options = [f"--bert_output_dir={other}", "--fp32", f"--output_dir={trained.folder}/model"]
+    code, stderr = trained.script("quantize", *own, *options)
+    assert code == 0, stderr
+    options = ["--rung", "teacher", "pytorch", str(teacher), "--rung", "other", "pytorch_fixed", str(other)]
+    options += ["--rung", "graph", "onnx", f"{trained.folder}/model"]
+    code, stderr = trained.script("report", *trained.common(), *options, "--output_dir=ladder", "--num_threads=1")
+    assert code == 0, stderr
+    rungs = json.loads((trained.folder / "ladder/ladder.json").read_text())["rungs"]
+    assert trained.evaluate("--output_json", "result.json")[0] == 0
+    assert {rung["accuracy"] for rung in rungs} == {json.loads(Path("result.json").read_text())["accuracy"]}
 
 
 def test_chinese_rows(trained):
@@ -82,7 +120,7 @@ def test_a_rung_that_fails_leaves_the_others(trained, monkeypatch, when):
     if when == "opened":
         monkeypatch.setitem(OPENERS, engine, fail)
     elif when == "run":
-        monkeypatch.setitem(OPENERS, engine, lambda *_: Rung(fail, lambda row: row, 1, 1))
+        monkeypatch.setitem(OPENERS, engine, lambda *_: Rung(TextEngine(len, fail), 1, 1))
     else:
         monkeypatch.setattr("utils.measuring.rungs.serve", fail)
     options = ["--rung", "base", "pytorch", teacher, "--rung", "bad", engine, path, "--rung", "last", "onnx", graph]
@@ -105,7 +143,10 @@ def test_bad_rungs(trained):
     fails(report("a", "linear", "-"), "first rung")
     fails(report("a", "pytorch", "nowhere"), "nowhere")
     fails(report("a", "pytorch", teacher, "--rung", "b", "onnx", "nowhere.onnx"), "nowhere.onnx")
-    fails(report("a", "pytorch", teacher, "--rung", "b", "onnx", teacher), "model.onnx is not a file: write the graph")
+    fails(
+        report("a", "pytorch", teacher, "--rung", "b", "onnx", teacher),
+        "name a folder that quantize.py --output_dir wrote",
+    )
     assert not (trained.folder / "out").exists()
-    write_texts(trained.folder / "data", {"train": 30, "valid": 9, "test": 9})
-    fails(report("a", "pytorch", teacher), "has changed", "preprocess.py")
+    (trained.data / "test.txt").write_text("a text\tno such label\n")
+    fails(report("a", "pytorch", teacher), "label 'no such label' is not in train.txt")

@@ -30,14 +30,15 @@ def test_comparison_by_hand():
     cells = [
         line.strip("| ").split(" | ") for line in markdown_table(rungs, True, [("broken", "no | reason")]).splitlines()
     ]
-    assert {len(line) for line in cells[:-1]} == {12}
+    assert {len(line) for line in cells[:-1]} == {13}
     assert cells[-1][:2] == ["broken", r"failed: no \| reason"]
 
 
 def test_several_instances_are_as_fast_as_the_clock_says():
     logits, true = np.eye(2)[[0] * 10], np.zeros(10, dtype=int)
-    measurement = Measurement(logits, [np.full(10, 3.0)] * 3, [0.02, 0.016, 0.03])
+    measurement = Measurement(logits, [np.full(10, 3.0)] * 3, [0.02, 0.016, 0.03], tokens_share=0.9)
     two = measured_rung("two", measurement, true, step=True, **SIZES)
     assert two.ms_a_row == pytest.approx(2.0)
     assert two.ms_a_row_of_turns == pytest.approx([2.0, 1.6, 3.0])
     assert two.latency_ms["p50"] == 3.0
+    assert two.ms_a_row_from_tokens == pytest.approx(1.8)

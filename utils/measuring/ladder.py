@@ -16,6 +16,7 @@ class Measurement(NamedTuple):
     logits: np.ndarray | None  # [rows, labels]; None where its weights are random
     milliseconds: list[np.ndarray]  # latencies of single rows, turn by turn
     seconds: list[float] | None = None  # what all rows took, once for each repeat, where several processes shared them
+    tokens_share: float | None = None  # of the time, what passes from token ids on; None where there are none
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class MeasuredRung:
     latency_ms: dict[str, float]
     ms_a_row: float
     ms_a_row_of_turns: list[float]
+    ms_a_row_from_tokens: float | None
     parameters: int
     model_bytes: int
     engine: str
@@ -55,20 +57,22 @@ def measured_rung(
     Args:
         true: the label id of every row of the test set, int [rows].
     """
-    logits, milliseconds, seconds = measurement
+    logits, milliseconds, seconds, tokens_share = measurement
     all_ms = np.concatenate(milliseconds)
     mean_ms = [float(turn.mean()) for turn in milliseconds]
     if seconds:
         mean_ms = [1000 * each / len(true) for each in seconds]
     correct = None if logits is None else int((logits.argmax(-1) == true).sum())
+    ms_a_row = float(np.median(mean_ms)) if seconds else float(all_ms.mean())
     return MeasuredRung(
         name=name,
         accuracy=None if correct is None else correct / len(true),
         num_correct=correct,
         num_examples=len(true),
         latency_ms=latency_summary(all_ms),
-        ms_a_row=float(np.median(mean_ms)) if seconds else float(all_ms.mean()),
+        ms_a_row=ms_a_row,
         ms_a_row_of_turns=mean_ms,
+        ms_a_row_from_tokens=None if tokens_share is None else ms_a_row * tokens_share,
         parameters=parameters,
         model_bytes=model_bytes,
         engine=engine,
@@ -118,6 +122,7 @@ def _cells(rung: ComparedRung, baseline: bool) -> list[str]:
         shown(rung.step_speedup, "{:.2f}x"),
         f"{rung.latency_ms['p50']:.2f}",
         f"{rung.latency_ms['p99']:.2f}",
+        shown(rung.ms_a_row_from_tokens, "{:.2f}"),
         f"{rung.usd_per_100m:.2f}",
         shown(rung.parameters, "{:,.0f}"),
         f"{rung.model_bytes / 1e6:.1f}",
@@ -126,8 +131,8 @@ def _cells(rung: ComparedRung, baseline: bool) -> list[str]:
 
 
 def _header(baseline: bool) -> list[str]:
-    header = ["rung", "accuracy", "seconds", "speed-up", "range", "step", "p50 ms", "p99 ms", "USD/100M", "parameters"]
-    return [*header, "MB", *["vs BERT-base"] * baseline]
+    header = ["rung", "accuracy", "seconds", "speed-up", "range", "step", "p50 ms", "p99 ms", "from tokens, ms"]
+    return [*header, "USD/100M", "parameters", "MB", *["vs BERT-base"] * baseline]
 
 
 def text_table(rungs: list[ComparedRung], baseline: bool, failures: list[tuple[str, str]]) -> str:

@@ -1,6 +1,7 @@
-"""The rungs of a ladder: each engine's model, opened, and all of them timed side by side."""
+"""The rungs of a ladder: each engine's model, opened, and all of them timed side by side, from text."""
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,16 +12,23 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from transformers import AutoModelForSequenceClassification, BertConfig
+from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedTokenizerFast
 
-from utils.data.tables import Data, collate
-from utils.data.texts import Columns, read_rows, split_path
-from utils.measuring.engines import Engine, checkpoint_bytes, onnx_size, open_onnx, pytorch_engine
+from utils.data.tokenization import Text
+from utils.measuring.engines import checkpoint_bytes, onnx_size, pytorch_engine
 from utils.measuring.instances import serve
 from utils.measuring.ladder import Measurement
+from utils.measuring.text_engines import (
+    TextEngine,
+    TimedLogits,
+    onnx_text_engine,
+    open_text_engine,
+    text_engine,
+    timed_logits,
+)
 from utils.measuring.timing import timed_in_turns
+from utils.models.checkpoint import config_of_checkpoint, load_tokenizer
 from utils.models.classifier import load_model
-from utils.models.config import Config
 from utils.runtime_folder import is_cascade
 from utils.system.errors import UserError, first_line
 
@@ -35,10 +43,11 @@ BASELINE_EVERY = 20
 class Setting:
     """What the rungs of a ladder have in common."""
 
-    config: Config
-    data: Data
-    columns: Columns  # of the data folder's text files
-    pad_token_id: int
+    texts: list[Text]  # of test
+    train: list[tuple[Text, str]]  # texts and labels
+    labels: list[str]  # in the order of their ids
+    n_ctx: int
+    tokenizer: PreTrainedTokenizerFast  # of ONNX files and of random weights; every folder has its own
     num_threads: int
 
 
@@ -46,14 +55,14 @@ class Setting:
 class Rung:
     """A model that is ready to be timed, and its size."""
 
-    run: Callable[[Any], np.ndarray]  # from what `make_input` gives to logits, float [1, labels]
-    make_input: Callable[[int], Any]  # from the number of a row of test
+    engine: TextEngine
     parameters: int
     model_bytes: int
     is_step: bool = True  # of the ladder; if not, something to compare it with
     has_random_weights: bool = False  # its logits then mean nothing
+    reads_tokens: bool = True
     every: int = 1  # the steps in which it goes through the rows, where it is too slow for all of them
-    open_instance: Callable[[], Engine] | None = None  # where several processes share the rows
+    open_instance: Callable[[], Callable[[Text], TimedLogits]] | None = None  # where several processes share the rows
 
 
 class Failure(NamedTuple):
@@ -86,16 +95,15 @@ def open_rung(engine: str, path: str, setting: Setting) -> Rung | Failure:
 
 
 def measure_rungs(rungs: list[Rung | Failure], setting: Setting) -> list[Measurement | Failure]:
-    """Time every rung on all rows of test, one row at a time, taking turns; a rung that fails leaves the others alone.
+    """Time every rung on all rows of test, one text at a time, taking turns; a rung that fails leaves the others alone.
 
     Several instances serve all rows between these turns, `SERVED_LEAST` to `SERVED_MOST` times.
     """
-    num_rows = len(setting.data.splits["test"])
-    no_logits = np.full((1, len(setting.data.labels)), np.nan)
+    texts, no_logits = setting.texts, np.full((1, len(setting.labels)), np.nan)
     results: dict[int, Measurement | Failure] = {i: rung for i, rung in enumerate(rungs) if isinstance(rung, Failure)}
     opened = {i: rung for i, rung in enumerate(rungs) if isinstance(rung, Rung)}
     served: dict[int, list] = {i: [] for i, rung in opened.items() if rung.open_instance}
-    batches = {i: [opened[i].make_input(row) for row in range(num_rows)] for i in served}
+    times = {i: np.zeros(2) for i in opened}  # milliseconds of all texts from token ids on, and from text
 
     def guarded(i: int, work: Callable[..., Any], *arguments: Any) -> Any:
         """What `work` returns; nothing from a rung's first failure on."""
@@ -107,67 +115,72 @@ def measure_rungs(rungs: list[Rung | Failure], setting: Setting) -> list[Measure
             results[i] = _failure(error)
             return None
 
-    def run_guarded(i: int, inputs: Any) -> np.ndarray:
-        logits = guarded(i, opened[i].run, inputs)
-        return no_logits if logits is None else logits
+    def run_guarded(i: int, text: Text) -> np.ndarray:
+        start = time.perf_counter()
+        timed = guarded(i, timed_logits, opened[i].engine, text)
+        if timed is None:
+            return no_logits
+        times[i] += timed.ids_ms, (time.perf_counter() - start) * 1000
+        return timed.logits
 
     def serve_share(turn: int, turns: int) -> None:
         repeats = min(max(turns, SERVED_LEAST), SERVED_MOST)
         for _ in range((turn + 1) * repeats // turns - turn * repeats // turns):
             for i, repeat in served.items():
-                repeat.append(guarded(i, serve, opened[i].open_instance, batches[i], WARMUP, setting.num_threads, 1))
+                repeat.append(guarded(i, serve, opened[i].open_instance, texts, WARMUP, setting.num_threads, 1))
 
-    runs: list[Callable[[Any], np.ndarray]] = [partial(run_guarded, i) for i in opened]
-    inputs, every = [rung.make_input for rung in opened.values()], [rung.every for rung in opened.values()]
     if opened:
-        all_logits, all_milliseconds = timed_in_turns(runs, inputs, num_rows, every, between=serve_share)
+        runs: list[Callable[[Any], np.ndarray]] = [partial(run_guarded, i) for i in opened]
+        every = [rung.every for rung in opened.values()]
+        inputs: list[Callable[[int], Any]] = [texts.__getitem__] * len(runs)
+        all_logits, all_milliseconds = timed_in_turns(runs, inputs, len(texts), every, between=serve_share)
     for position, (i, rung) in enumerate(opened.items()):
         if i in results:
             continue
         logits = None if rung.has_random_weights else all_logits[position]
         if i in served:
-            _, milliseconds, seconds = zip(*served[i], strict=True)
-            results[i] = Measurement(logits, list(milliseconds), list(seconds))
+            outputs, milliseconds, seconds = zip(*served[i], strict=True)
+            ids_ms = sum(timed.ids_ms for repeat in outputs for timed in repeat)
+            share = ids_ms / sum(each.sum() for each in milliseconds)
+            results[i] = Measurement(logits, list(milliseconds), list(seconds), share)
         else:
-            results[i] = Measurement(logits, all_milliseconds[position])
+            share = times[i][0] / times[i][1]
+            results[i] = Measurement(
+                logits, all_milliseconds[position], tokens_share=share if rung.reads_tokens else None
+            )
     return [results[i] for i in range(len(rungs))]
 
 
-def _single_row(setting: Setting, row: int, width: int | None = None) -> dict[str, np.ndarray]:
-    """A row of test as a batch of its own, padded to `width` tokens."""
-    return collate(setting.data.splits["test"], np.array([row]), setting.pad_token_id, width)
-
-
 def _open_checkpoint(path: str, setting: Setting, is_padded: bool) -> Rung:
-    model = load_model(path, "--rung", setting.config, setting.data.labels)
-    width = setting.config.n_ctx if is_padded else None
-    make_input = partial(_single_row, setting, width=width)
-    return Rung(pytorch_engine(model), make_input, model.num_parameters(), checkpoint_bytes(path))
+    config = config_of_checkpoint(path, "--rung", setting.n_ctx)
+    model = load_model(path, "--rung", config, setting.labels)
+    tokenizer = load_tokenizer(path, "--rung")
+    run = pytorch_engine(model)
+    engine = text_engine(run, tokenizer.backend_tokenizer, config.n_ctx, tokenizer.pad_token_id, is_padded)
+    return Rung(engine, model.num_parameters(), checkpoint_bytes(path))
 
 
 def _open_graph(path: str, setting: Setting, has_instances: bool) -> Rung:
-    labels = setting.data.labels
-    run = open_onnx(path, setting.num_threads, labels)
-    open_instance = partial(open_onnx, path, 1, labels) if has_instances else None
-    size, is_step = onnx_size(path), not is_cascade(path)
-    return Rung(run, partial(_single_row, setting), *size, is_step=is_step, open_instance=open_instance)
+    options = (setting.labels, setting.tokenizer.backend_tokenizer.to_str(), setting.n_ctx)
+    engine = onnx_text_engine(path, setting.num_threads, *options)
+    open_instance = partial(open_text_engine, path, 1, *options) if has_instances else None
+    return Rung(engine, *onnx_size(path), is_step=not is_cascade(path), open_instance=open_instance)
 
 
 def _open_bert_base(path: str, setting: Setting) -> Rung:
     """BERT-base's shape, padded to n_ctx: time does not depend on its weights, which are random."""
-    n_ctx = setting.config.n_ctx
-    shape = BertConfig(num_labels=len(setting.data.labels), max_position_embeddings=max(512, n_ctx))
+    n_ctx, tokenizer = setting.n_ctx, setting.tokenizer
+    shape = BertConfig(num_labels=len(setting.labels), max_position_embeddings=max(512, n_ctx))
     model = AutoModelForSequenceClassification.from_config(shape).eval()
+    run_model = pytorch_engine(model)
 
-    def make_input(row: int) -> dict[str, np.ndarray]:
-        batch = _single_row(setting, row, n_ctx)
+    def run(batch: dict[str, np.ndarray]) -> np.ndarray:
         # Token ids of another vocabulary may be larger than its own.
-        return batch | {"input_ids": batch["input_ids"] % shape.vocab_size}
+        return run_model(batch | {"input_ids": batch["input_ids"] % shape.vocab_size})
 
     parameters = model.num_parameters()
     return Rung(
-        pytorch_engine(model),
-        make_input,
+        text_engine(run, tokenizer.backend_tokenizer, n_ctx, tokenizer.pad_token_id, is_padded=True),
         parameters,
         4 * parameters,
         is_step=False,
@@ -177,24 +190,21 @@ def _open_bert_base(path: str, setting: Setting) -> Rung:
 
 
 def _open_linear(path: str, setting: Setting) -> Rung:
-    """TF-IDF and logistic regression from text to label: of words and pairs of words or, where these do not repeat from
-    text to text, as in Chinese, of one to three characters."""
-    data_dir = setting.data.folder.parent
-    rows = {split: list(read_rows(split_path(data_dir, split), setting.columns)) for split in ("train", "test")}
-    texts = {split: [" ".join(parts) for parts, _ in rows[split]] for split in rows}
-    grams: dict[str, Any] = {"ngram_range": (1, 2)} if words_repeat(texts["train"]) else CHARACTER_GRAMS
+    """TF-IDF and logistic regression: of words and pairs of words or, where these do not repeat from text to text, as
+    in Chinese, of one to three characters."""
+    texts = [_joined(text) for text, _ in setting.train]
+    grams: dict[str, Any] = {"ngram_range": (1, 2)} if words_repeat(texts) else CHARACTER_GRAMS
     vectorizer = TfidfVectorizer(**grams, sublinear_tf=True, min_df=2)
     model = make_pipeline(vectorizer, LogisticRegression(C=10.0, max_iter=1000))
-    model.fit(texts["train"], [label for _, label in rows["train"]])
-    order = [list(model.classes_).index(label) for label in setting.data.labels]
+    model.fit(texts, [label for _, label in setting.train])
+    order = [list(model.classes_).index(label) for label in setting.labels]
     parameters = model[-1].coef_.size
-    return Rung(
-        lambda text: model.predict_proba([text])[:, order],
-        texts["test"].__getitem__,
-        parameters,
-        8 * parameters,
-        is_step=False,
-    )
+    engine = TextEngine(_joined, lambda text: model.predict_proba([text])[:, order])
+    return Rung(engine, parameters, 8 * parameters, is_step=False, reads_tokens=False)
+
+
+def _joined(text: Text) -> str:
+    return text if isinstance(text, str) else " ".join(text)
 
 
 CHARACTER_GRAMS = {"analyzer": "char", "ngram_range": (1, 3)}
