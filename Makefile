@@ -3,7 +3,8 @@
 #                    COLUMNS="--text_column=... --label_column=..." for files with columns;
 #                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too;
 #                    texts in data/NAME/unlabelled.txt, .csv, ... are learned from as well;
-#                    TEACHER_OPTIONS="..." and STUDENT_OPTIONS="..." in the place of those below
+#                    TEACHER=all-mpnet-base-v2 for a larger teacher: an encoder of embeddings/, of any family;
+#                    TEACHER_OPTIONS="...", STUDENT_OPTIONS="..." and EPOCHS_student=... in the place of those below
 # make test          the test suite
 # make test-slow     the tests that need the default encoder
 # make faults        kill, starve and mislead the scripts; print what was lost
@@ -29,7 +30,7 @@ else
 DATA = data/movie-reviews
 RUN = runs/demo
 endif
-TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=64
+TEACHER_OPTIONS = $(if $(TEACHER),--lr=3e-5 --epoch=2 --batch_size=32,--lr=1e-4 --epoch=2 --batch_size=64)
 EPOCHS_student = 4
 STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --batch_size=64 --dropout=0
 endif
@@ -42,7 +43,7 @@ endif
 ENCODER = embeddings/all-MiniLM-L6-v2
 CONFIG = configs/config-bert-cls.json
 COMMON = --config=$(CONFIG) --data_dir=$(DATA)
-TEACHER = $(COMMON) --teacher_config=$(CONFIG) \
+DISTILL = fastformers.py $(COMMON) \
 	--teacher_bert_model_name_or_path=$(RUN)/teacher --teacher_model_path=$(RUN)/teacher.pt
 # What pruning leaves of the student, in two sizes, and for how many epochs each is distilled once more. Where there are
 # more rows to learn from, fewer neurons and epochs will do.
@@ -122,19 +123,59 @@ $(DATA)/tokenized/meta.json: $(TRAIN) $(AUGMENTED) $(UNLABELLED) $(ENCODER)/mode
 
 # A step's .done is made when it has ended, so a step that was stopped is run again, and continues.
 
+# A larger teacher has a tokenizer of its own, which reads the same files in a folder of its own; from it, the default
+# encoder learns first, to give its layers to the students.
+ifdef TEACHER
+LARGE = embeddings/$(TEACHER)
+TEACHER_CONFIG = configs/config-$(shell sed -n 's/.*"model_type": *"\([^"]*\)".*/\1/p' $(LARGE)/config.json)-cls.json
+TEACHER_COMMON = --config=$(TEACHER_CONFIG) --data_dir=$(RUN)/teacher-data
+TEACHER_DATA = --teacher_data_dir=$(RUN)/teacher-data
+LAYERS_OF = assistant
+
+$(LARGE)/config.json: | $(VENV)/installed
+	$(PYTHON) embeddings/fetch.py $(TEACHER)
+
+$(RUN)/teacher-data/tokenized/meta.json: $(DATA)/tokenized/meta.json $(LARGE)/config.json
+	@mkdir -p $(@D)
+	@ln -sf $(abspath $(filter-out %/label.txt,$(wildcard $(FORMS:%=$(DATA)/*.%)))) $(RUN)/teacher-data
+	$(PYTHON) preprocess.py $(TEACHER_COMMON) --bert_model_name_or_path=$(LARGE) $(COLUMNS)
+
+$(RUN)/teacher.done: $(RUN)/teacher-data/tokenized/meta.json
+	$(PYTHON) train.py $(TEACHER_COMMON) --bert_model_name_or_path=$(LARGE) \
+		--bert_output_dir=$(RUN)/teacher --save_path=$(RUN)/teacher.pt $(TEACHER_OPTIONS)
+	@touch $@
+
+# The teacher with three fifths of its multiplications, and not trained again.
+$(RUN)/pruned-teacher.done: $(RUN)/teacher.done
+	$(PYTHON) prune.py $(TEACHER_COMMON) --bert_output_dir=$(RUN)/teacher --model_path=$(RUN)/teacher.pt \
+		--target_macs=0.6 --bert_output_dir_pruned=$(RUN)/pruned-teacher --save_path_pruned=$(RUN)/pruned-teacher.pt
+	@touch $@
+
+$(RUN)/assistant.done: $(RUN)/teacher.done
+	$(PYTHON) $(DISTILL) $(TEACHER_DATA) --bert_model_name_or_path=$(ENCODER) \
+		--bert_output_dir=$(RUN)/assistant --save_path=$(RUN)/assistant.pt --epoch=$(EPOCHS_student) \
+		$(STUDENT_OPTIONS) $(UNLABELLED_ROWS)
+	@touch $@
+
+$(RUN)/int8-teacher.done $(RUN)/int8-pruned-teacher.done: private COMMON = $(TEACHER_COMMON)
+else
+LAYERS_OF = teacher
+
 $(RUN)/teacher.done: $(DATA)/tokenized/meta.json
 	$(PYTHON) train.py $(COMMON) --bert_model_name_or_path=$(ENCODER) \
 		--bert_output_dir=$(RUN)/teacher --save_path=$(RUN)/teacher.pt $(TEACHER_OPTIONS)
 	@touch $@
+endif
 
-# Half of the teacher's layers, as a student to start from.
-$(RUN)/student-start.done: $(RUN)/teacher.done
-	$(PYTHON) prune.py $(COMMON) --bert_output_dir=$(RUN)/teacher --model_path=$(RUN)/teacher.pt --keep_layers=1,3,5 \
+# Half of 6 layers, as a student to start from.
+$(RUN)/student-start.done: $(RUN)/$(LAYERS_OF).done
+	$(PYTHON) prune.py $(COMMON) --bert_output_dir=$(RUN)/$(LAYERS_OF) --model_path=$(RUN)/$(LAYERS_OF).pt \
+		--keep_layers=1,3,5 \
 		--bert_output_dir_pruned=$(RUN)/student-start --save_path_pruned=$(RUN)/student-start.pt
 	@touch $@
 
 $(RUN)/student.done: $(RUN)/student-start.done
-	$(PYTHON) fastformers.py $(TEACHER) --bert_model_name_or_path=$(RUN)/student-start \
+	$(PYTHON) $(DISTILL) $(TEACHER_DATA) --bert_model_name_or_path=$(RUN)/student-start \
 		--bert_output_dir=$(RUN)/student --save_path=$(RUN)/student.pt --epoch=$(EPOCHS_student) $(STUDENT_OPTIONS) \
 		$(UNLABELLED_ROWS)
 	@touch $@
@@ -146,7 +187,7 @@ $(RUN)/cut-%.done: $(RUN)/student.done
 	@touch $@
 
 $(RUN)/pruned-%.done: $(RUN)/cut-%.done
-	$(PYTHON) fastformers.py $(TEACHER) --bert_model_name_or_path=$(RUN)/cut-$* \
+	$(PYTHON) $(DISTILL) $(TEACHER_DATA) --bert_model_name_or_path=$(RUN)/cut-$* \
 		--bert_output_dir=$(RUN)/pruned-$* --save_path=$(RUN)/pruned-$*.pt --epoch=$(EPOCHS_$*) $(STUDENT_OPTIONS) \
 		$(AUGMENTED_ROWS) $(UNLABELLED_ROWS)
 	@touch $@
@@ -163,17 +204,30 @@ $(RUN)/cascade.done: $(RUN)/int8-pruned-small.done $(RUN)/int8-student.done $(RU
 		--max_accuracy_drop=0.01 --output_dir=$(RUN)/models/cascade --num_threads=1
 	@touch $@
 
-$(RUN)/ladder.done: $(RUN)/int8-student.done $(RUN)/int8-pruned-medium.done $(RUN)/int8-pruned-small.done \
-		$(RUN)/cascade.done
-	$(PYTHON) report.py $(COMMON) $(COLUMNS) --output_dir=$(RUN)/ladder \
-		--rung "teacher, padded to n_ctx" pytorch_fixed $(RUN)/teacher \
+STUDENTS = student pruned-medium pruned-small
+ifdef TEACHER
+RUNGS = --rung "teacher, padded to n_ctx" pytorch_fixed $(RUN)/teacher \
+		--rung "+ dynamic length" pytorch $(RUN)/teacher \
+		--rung "+ fused graph, int8" onnx $(RUN)/models/teacher \
+		--rung "+ pruning without training" onnx $(RUN)/models/pruned-teacher \
+		--rung "+ distillation, 6 small layers" onnx $(RUN)/models/assistant \
+		--rung "+ distillation, 3 layers" onnx $(RUN)/models/student
+LADDER_MODELS = pruned-teacher assistant $(STUDENTS)
+else
+RUNGS = --rung "teacher, padded to n_ctx" pytorch_fixed $(RUN)/teacher \
 		--rung "+ dynamic length" pytorch $(RUN)/teacher \
 		--rung "+ distillation, 3 layers" pytorch $(RUN)/student \
-		--rung "+ fused graph, int8" onnx $(RUN)/models/student \
+		--rung "+ fused graph, int8" onnx $(RUN)/models/student
+LADDER_MODELS = $(STUDENTS)
+BASELINE = --rung "BERT-base, random, padded" bert_base -
+endif
+
+$(RUN)/ladder.done: $(LADDER_MODELS:%=$(RUN)/int8-%.done) $(RUN)/cascade.done
+	$(PYTHON) report.py $(COMMON) $(COLUMNS) --output_dir=$(RUN)/ladder \
+		$(RUNGS) \
 		--rung "+ an instance a core" onnx_instances $(RUN)/models/student \
 		--rung "+ pruning, half of each layer" onnx_instances $(RUN)/models/pruned-medium \
 		--rung "+ pruning, 2 small layers" onnx_instances $(RUN)/models/pruned-small \
 		--rung "cascade, which asks larger models" onnx_instances $(RUN)/models/cascade \
-		--rung "TF-IDF, logistic regression" linear - \
-		--rung "BERT-base, random, padded" bert_base - > $(RUN)/ladder.txt
+		--rung "TF-IDF, logistic regression" linear - $(BASELINE) > $(RUN)/ladder.txt
 	@touch $@

@@ -121,7 +121,9 @@ def between_marks(text: str, name: str, table: str) -> str:
 def ladder_table() -> str:
     """The ladder that report.py measured on SST-2, in Markdown."""
     rungs = json.loads((ROOT / "results/sst2/ladder.json").read_text(encoding="utf-8"))["rungs"]
-    return markdown_table([ComparedRung(**rung) for rung in rungs], baseline=True, failures=[])
+    # A ladder from before there was this key has times from token ids alone.
+    older: dict = {"ms_a_row_from_tokens": None}
+    return markdown_table([ComparedRung(**(older | rung)) for rung in rungs], baseline=True, failures=[])
 
 
 def main() -> None:

@@ -92,3 +92,29 @@ def test_the_quick_demo_fetches_unlabelled_texts(tmp_path):
     assert len(commands(make(tmp_path, "-n", "demo", "QUICK=1"), "data/fetch.py")) == 1
     (tmp_path / "data/movie-reviews-1000/unlabelled.txt").touch()
     assert not commands(make(tmp_path, "-n", "demo", "QUICK=1"), "data/fetch.py")
+
+
+def test_a_larger_teacher_of_another_family(tmp_path):
+    """It is trained, pruned and quantized with its own tokenizer and config, all others with the default ones."""
+    (tmp_path / "data/tickets").mkdir(parents=True)
+    for name in ("train.csv", "valid.csv", "test.csv", "unlabelled.txt", "label.txt"):
+        (tmp_path / "data/tickets" / name).touch()
+    (tmp_path / "embeddings/large").mkdir(parents=True)
+    (tmp_path / "embeddings/large/config.json").write_text('{\n  "model_type": "mpnet"\n}')
+    done = make(tmp_path, "-n", "ladder", "DATA=data/tickets", "TEACHER=large", "COLUMNS=--label_column=queue")
+    for script in ("preprocess.py", "train.py", "prune.py", "quantize.py"):
+        for command in commands(done, script):
+            is_teachers = any(
+                part in command for part in ("=embeddings/large", "/teacher --model", "/pruned-teacher --model")
+            )
+            assert ("config-mpnet-cls.json --data_dir=runs/tickets/teacher-data" in command) == is_teachers, command
+            assert ("config-bert-cls.json --data_dir=data/tickets" in command) != is_teachers, command
+    distilled = commands(done, "fastformers.py")
+    assert len(distilled) == 4  # 6 layers, half of them, and two shapes of these
+    assert all("--teacher_data_dir=runs/tickets/teacher-data" in command for command in distilled)
+    assert all("=runs/tickets/teacher " in command and "--unlabelled" in command for command in distilled)
+    (start,) = [command for command in commands(done, "prune.py") if "--keep_layers=1,3,5" in command]
+    assert "--bert_output_dir=runs/tickets/assistant" in start
+    (link,) = [line for line in done.stdout.splitlines() if line.startswith("ln -sf")]
+    names = {part.rsplit("/", 1)[1] for part in link.split() if part.startswith(str(tmp_path))}
+    assert names == {"train.csv", "valid.csv", "test.csv", "unlabelled.txt"}
