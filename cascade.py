@@ -41,7 +41,7 @@ from utils.arguments import (
     text_columns,
 )
 from utils.data.tables import evenly_spaced
-from utils.data.texts import UNLABELLED, Columns, read_rows, split_path
+from utils.data.texts import UNLABELLED, Columns, labelled_texts, split_path
 from utils.data.texts_to_label import has_columns, read_columns, read_lines
 from utils.data.tokenization import Text, TokenRow
 from utils.export.cascade_dir import check_cascade_dir, write_cascade_dir
@@ -106,7 +106,7 @@ def read_valid(data_dir: Path, columns: Columns, labels: list[str]) -> tuple[lis
         UserError: as `read_rows`, or a label is not one of `labels`, or all rows have the same.
     """
     path = split_path(data_dir, "valid")
-    rows = list(read_rows(path, columns))
+    rows = labelled_texts(path, columns)
     for number, (_, label) in enumerate(rows, start=1):
         if label not in labels:
             raise UserError(
@@ -115,8 +115,7 @@ def read_valid(data_dir: Path, columns: Columns, labels: list[str]) -> tuple[lis
             )
     if len({label for _, label in rows}) == 1:
         raise UserError(f"{path} has rows of one label only, {rows[0][1]!r}: it needs some of each")
-    texts: list[Text] = [parts[0] if len(parts) == 1 else (parts[0], parts[1]) for parts, _ in rows]
-    return texts, np.array([labels.index(label) for _, label in rows])
+    return [text for text, _ in rows], np.array([labels.index(label) for _, label in rows])
 
 
 def read_unlabelled(data_dir: Path, columns: Columns, model: Predictor) -> list[Text]:

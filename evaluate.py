@@ -13,6 +13,8 @@ The calibration error says how far a probability can be trusted: 0.02 means that
 about 88 or 92 % are right; "by chance" is what exact probabilities would show on as many rows. The Brier score, from 0
 to 2, is less where more answers are right and sure.
 
+A cascade is timed from text, as its models may have tokenizers of their own.
+
 --num_instances fills a CPU of many cores: so many processes, each pinned to --num_threads cores of its own, share the
 rows, and the throughput is that of all together, from the moment when every one is warmed up to the end of the last.
 """
@@ -22,6 +24,7 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import utils.system.environment  # isort: skip  # noqa: F401
 
@@ -29,7 +32,8 @@ import numpy as np
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 
 from utils.arguments import add_checkpoint_options, add_data_options, add_device_option, positive_int, script_parser
-from utils.data.tables import batches_by_length, collate, lengths, load_data, row_labels
+from utils.data.tables import batches_by_length, collate, columns_of, lengths, load_data, row_labels
+from utils.data.texts import labelled_texts, split_path
 from utils.measuring.calibration import brier_score, calibration_error_by_chance, expected_calibration_error
 from utils.measuring.engines import Engine, checkpoint_bytes, onnx_size, open_onnx, open_pytorch
 from utils.measuring.instances import serve
@@ -189,7 +193,10 @@ def main() -> None:
     order = [np.array([row]) for row in range(len(rows))]
     if args.batch_size > 1:
         order = batches_by_length(lengths(rows), args.batch_size)
-    batches = [collate(rows, indices, tokenizer.pad_token_id, width) for indices in order]
+    batches: list[dict] = [collate(rows, indices, tokenizer.pad_token_id, width) for indices in order]
+    if args.enable_ort and is_cascade(args.onnx_path):
+        texts = [text for text, _ in labelled_texts(split_path(Path(args.data_dir), args.split), columns_of(data))]
+        batches = [{"texts": [texts[row] for row in indices]} for indices in order]
     outputs, milliseconds, elapsed_ms = time_batches(open_engine, batches, args.num_instances, args.num_threads)
 
     logits = np.empty((len(rows), len(data.labels)), dtype=np.float32)

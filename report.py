@@ -42,8 +42,7 @@ from utils.arguments import (
     script_parser,
     text_columns,
 )
-from utils.data.texts import Columns, read_labels, read_rows, split_path
-from utils.data.tokenization import Text
+from utils.data.texts import labelled_texts, read_labels, split_path
 from utils.measuring.ladder import ComparedRung, MeasuredRung, compared, markdown_table, measured_rung, text_table
 from utils.measuring.picture import ladder_figure, save_figure
 from utils.measuring.rungs import OPENERS, Failure, Rung, Setting, measure_rungs, open_rung
@@ -108,16 +107,6 @@ def write_ladder(
     print(text_table(rungs, has_baseline, failures))
 
 
-def labelled_texts(data_dir: Path, split: str, columns: Columns) -> list[tuple[Text, str]]:
-    """The texts or pairs of a split, and their labels.
-
-    Raises:
-        UserError: as `read_rows`.
-    """
-    rows = read_rows(split_path(data_dir, split), columns)
-    return [(parts[0] if len(parts) == 1 else (parts[0], parts[1]), label) for parts, label in rows]
-
-
 def main() -> None:
     args = parse_args()
     config, columns, data_dir = load_config(args.config), text_columns(args), Path(args.data_dir)
@@ -126,7 +115,7 @@ def main() -> None:
         raise UserError("--rung: the first rung must be a checkpoint folder: its tokenizer is that of ONNX files")
     tokenizer = load_tokenizer(paths[0], "--rung")
     labels = list(read_labels(data_dir, columns)[0])
-    train, test = (labelled_texts(data_dir, split, columns) for split in ("train", "test"))
+    train, test = (labelled_texts(split_path(data_dir, split), columns) for split in ("train", "test"))
     check_output_folder(args.output_dir, "--output_dir")
     torch.set_num_threads(args.num_threads)
     setting = Setting([text for text, _ in test], train, labels, config.n_ctx, tokenizer, args.num_threads)

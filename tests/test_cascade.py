@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cascade_folder import write_cascade
-from conftest import fails, snapshot
-from reference_model import FILES, LABELS, Reference, change_config, of_texts, random_texts, seal
+from conftest import fails, make_tokenizer, snapshot
+from reference_model import LABELS, Reference, change_config, of_texts, random_texts
 
 import cascade
 import utils.system.bars
@@ -282,9 +282,12 @@ def test_an_engine_of_what_does_not_fit(references, folders, tmp_path):
     folder = write_cascade(tmp_path / "cascade", references, [1, 1], [0.5])
     with pytest.raises(ValueError, match="has the labels bad, así así, good but the data set good, bad"):
         cascade_engine(folder, 1, ["good", "bad"])
-    other = Reference(tmp_path / "other", "bert")
-    (other.folder / "tokenizer.json").write_text((other.folder / "tokenizer.json").read_text() + " ")
-    seal(other.folder, FILES["bert"])
+
+
+def test_an_engine_of_stages_with_tokenizers_of_their_own(references, tmp_path):
+    other = Reference(tmp_path / "other", "distilbert", make_tokenizer("<s>", "</s>", "<pad>"))
     folder = write_cascade(tmp_path / "two", [references[0], other], [1, 1], [0.5])
-    with pytest.raises(ValueError, match="stages that do not share a tokenizer"):
-        cascade_engine(folder, 1, LABELS)
+    predictor = Predictor(folder, 1)
+    labels = [prediction.label for prediction in predictor.predict_batch(TEXTS)]
+    logits = cascade_engine(folder, 1, LABELS)({"texts": TEXTS})
+    assert [LABELS[best] for best in logits.argmax(1)] == labels and 0 < predictor.asked_share < 1

@@ -209,7 +209,7 @@ def run_blocks(folder: Folder, names: list[str]) -> None:
         if language == "python":
             exec(compile(text, "page", "exec"), {})
         for command in commands_of(text) if language == "sh" else []:
-            if not (command.startswith("make ladder") and names == DOCS):  # each of its commands is on the page
+            if not (command.startswith("make ladder") and names == DOCS):  # its commands are on the page
                 rule_of(command)(folder, command)
             if "| python predict.py" in command:
                 assert re.fullmatch(r"(negative|positive|billing|login|other|rare)\t[01]\.\d+\n", folder.shown)
@@ -230,7 +230,7 @@ def test_every_block_of_the_readme(folder):
 
 def test_every_block_of_the_docs(folder):
     run_blocks(folder, DOCS)
-    names = ["teacher.pt", "ladder.txt", "labels/model.safetensors", "taught/model.safetensors", "of-probabilities.pt"]
+    names = ["teacher.pt", "ladder.txt", "labels/model.safetensors", "of-probabilities.pt"]
     for name in names:
         assert (folder.path / "runs/sst2" / name).is_file()
 

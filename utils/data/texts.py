@@ -16,6 +16,7 @@ from utils.data.formats import (
     read_fields,
     undecodable_line,
 )
+from utils.data.tokenization import Text
 from utils.system.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -67,6 +68,16 @@ def read_rows(path: Path, names: Columns = NAMES) -> Iterator[TextRow]:
         UserError: as `numbered_rows`.
     """
     return (row for _, row in numbered_rows(path, names))
+
+
+def labelled_texts(path: Path, names: Columns = NAMES) -> list[tuple[Text, str]]:
+    """The text or the pair of each row, as a tokenizer takes them, and its label.
+
+    Raises:
+        UserError: as `numbered_rows`.
+    """
+    rows = read_rows(path, names)
+    return [(parts[0] if len(parts) == 1 else (parts[0], parts[1]), label) for parts, label in rows]
 
 
 def numbered_rows(path: Path, names: Columns = NAMES) -> Iterator[tuple[int, TextRow]]:

@@ -1,5 +1,7 @@
 """A trained model as a function from a batch of `utils.data.tables.collate` to its logits, whatever runs it.
 
+A cascade takes the key `texts` of a batch, a list of texts or pairs.
+
 PyTorch is imported only by those who ask for it: a process that runs an ONNX file starts in a tenth of the time and of
 the memory without.
 """
@@ -128,10 +130,10 @@ def single_graph(path: str | Path, has_padding: bool) -> Path:
 def cascade_engine(folder: str | Path, num_threads: int, labels: list[str]) -> Engine:
     """Logits [rows, labels] of a cascade: of each row those of the stage that answers it, divided by its temperature.
 
-    Padding is left out: a stage runs rows of the same length together.
+    From the `texts` of a batch, not its token ids, as stages may have tokenizers of their own.
 
     Raises:
-        UserError: the folder is damaged, has other labels than `labels`, or its stages have tokenizers of their own.
+        UserError: the folder is damaged, or has other labels than `labels`.
     """
     predictor = Predictor(folder, num_threads)
     if predictor.labels != labels:
@@ -139,17 +141,10 @@ def cascade_engine(folder: str | Path, num_threads: int, labels: list[str]) -> E
             f"{folder} has the labels {', '.join(predictor.labels)} but the data set {', '.join(labels)}: "
             "use the data set that its models were trained on"
         )
-    if not predictor.shares_tokens:
-        raise UserError(
-            f"{folder} has stages that do not share a tokenizer, and the data set is tokenized for one: "
-            "cascade.py measures it from text"
-        )
 
     def run(batch: dict) -> np.ndarray:
-        counts = batch["attention_mask"].sum(1).tolist()
-        columns = batch["input_ids"].tolist(), batch["token_type_ids"].tolist()
-        rows = [(ids[:count], types[:count]) for ids, types, count in zip(*columns, counts, strict=True)]
-        return predictor.run(rows, [], len(rows))[0]
+        texts = batch["texts"]
+        return predictor.run(predictor.encode(texts), texts, len(texts))[0]
 
     return run
 
