@@ -56,10 +56,9 @@ from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import fingerprint, load_model
 from utils.models.config import load_config
 from utils.models.families import FAMILIES, in_table
-from utils.runtime import GRAPH, UNPADDED_GRAPH
+from utils.predictor import GRAPH, UNPADDED_GRAPH, usable_cpus
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
-from utils.system.cpus import usable_cpus
 from utils.system.errors import UserError
 from utils.system.files import atomic_file, check_output_file
 from utils.system.journal import Cached, unfinished_path

@@ -14,7 +14,7 @@ from reference_model import FILES, LABELS, Reference, change_config, of_texts, r
 import cascade
 import utils.system.bars
 from utils.measuring.engines import cascade_engine, onnx_size
-from utils.runtime import Predictor
+from utils.predictor import Predictor
 
 TEXTS = [text for text in random_texts(150) if text]
 

@@ -17,10 +17,11 @@ from quantize import VersionResult, choose
 from utils.export.graph import WORDS
 from utils.export.int8 import CANDIDATES
 from utils.measuring import timing
+from utils.measuring.engines import run_session
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_model, model_inputs
 from utils.models.config import Config, load_config
-from utils.runtime import Predictor, load_session, run_session
+from utils.predictor import Predictor, load_session
 
 
 def result(accuracy: float, p50: float, drift: float = 0.0, megabytes: float = 1.0) -> VersionResult:

@@ -1,16 +1,20 @@
-"""A folder that holds all that `utils.runtime.Predictor` needs: graphs, tokenizer, labels, and how it was made."""
+"""A folder that labels texts by itself: graphs, tokenizer, labels, how it was made, and the program that runs it."""
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+import utils.predictor
 from utils.export.plain import Graphs, save_graphs
 from utils.models.checkpoint import labels_of
-from utils.runtime import TOKENIZER, WEIGHTS
+from utils.predictor import TOKENIZER, WEIGHTS
 from utils.system.errors import UserError
 from utils.system.files import atomic_folder, check_output_folder, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CARD = """---
 library_name: onnx
@@ -21,7 +25,8 @@ pipeline_tag: text-classification
 
 A {family} encoder, as ONNX graphs ({version}). Texts are read up to {n_ctx} tokens.
 
-    python predict.py THIS_FOLDER < texts.txt
+    pip install -r requirements.txt
+    python predictor.py < texts.txt
 
 `model.onnx` takes input_ids, attention_mask and, where listed, token_type_ids (int64, [batch, sequence]) and gives
 logits, float32 [batch, {num_labels}], in the order of config.json's id2label. Any onnxruntime runs it.
@@ -89,6 +94,13 @@ def write_model_dir(
             machine=", ".join(f"{key} {value}" for key, value in origin["machine"].items()),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
+        copy_runtime(folder)
+
+
+def copy_runtime(folder: Path) -> None:
+    """Put in what labels texts with a folder, and the names of the packages that it needs."""
+    shutil.copyfile(utils.predictor.__file__, folder / "predictor.py")
+    shutil.copyfile(ROOT / "requirements-runtime.txt", folder / "requirements.txt")
 
 
 def _is_model_dir(path: Path) -> bool:

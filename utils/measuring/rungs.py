@@ -21,7 +21,7 @@ from utils.measuring.ladder import Measurement
 from utils.measuring.timing import timed_in_turns
 from utils.models.classifier import load_model
 from utils.models.config import Config
-from utils.runtime_folder import is_cascade
+from utils.predictor import is_cascade
 from utils.system.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
