@@ -682,9 +682,9 @@ def read_lines(
             )
         if texts_a_row and len(texts) != texts_a_row:
             count = "no tab" if len(texts) == 1 else "a tab" if len(texts) == 2 else f"{len(texts)} columns"
-            takes = "one text a line: write the line without tabs"
-            takes = takes if texts_a_row == 1 else "two texts a line: write sentence_a<TAB>sentence_b"
-            raise UserError(f"{place} has {count}: the model takes {takes}")
+            takes = "the model takes one text a line: write the line without tabs"
+            takes = takes if texts_a_row == 1 else "the model takes two texts a line: write sentence_a<TAB>sentence_b"
+            raise UserError(f"{place} has {count}: {takes}")
         if len(texts) > 2:
             raise UserError(f"{place}: {len(texts)} columns: each line is sentence or sentence_a<TAB>sentence_b")
         yield (texts[0], texts[1]) if len(texts) == 2 else texts[0]

@@ -25,9 +25,9 @@ def read_columns(path: str | Path, columns: tuple[str, ...], texts_a_row: int | 
     """
     path = Path(path)
     if texts_a_row and len(columns) != texts_a_row:
-        takes = "one text a row: give --text_column=COLUMN"
-        takes = takes if texts_a_row == 1 else "two texts a row: give --text_column=COLUMN_A,COLUMN_B"
-        raise UserError(f"{path}: the model takes {takes}")
+        takes = "the model takes one text a row: give --text_column=COLUMN"
+        takes = takes if texts_a_row == 1 else "the model takes two texts a row: give --text_column=COLUMN_A,COLUMN_B"
+        raise UserError(f"{path}: {takes}")
     if not path.stat().st_size:
         raise UserError(f"{path} is empty: it needs rows, and of .csv and .tsv the first one names the columns")
     try:
