@@ -131,10 +131,10 @@ class OpenVinoFp32(OpenVino):
 
 
 class Ours(Backend):
-    """A folder that quantize.py wrote, run by utils.runtime."""
+    """A folder that quantize.py wrote, run by utils.predictor."""
 
     def open(self) -> None:
-        from utils.runtime import Predictor
+        from utils.predictor import Predictor
 
         self.predictor = Predictor(self.path, self.num_threads)
         self.names = [node.name for node in self.predictor.session.get_inputs()]

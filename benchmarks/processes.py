@@ -26,7 +26,7 @@ VENVS = {"optimum": ("optimum_fp32", "optimum_int8"), "openvino": ("openvino_fp3
 CALIBRATION_ROWS = 300
 NUM_PREDICTIONS = 1_000_000
 # What changes a measurement when it changes.
-SOURCES = ("utils/runtime.py", "utils/data/tokenization.py", "benchmarks/worker.py", "benchmarks/backends.py")
+SOURCES = ("utils/predictor.py", "benchmarks/worker.py", "benchmarks/backends.py")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from utils.data.formats import (
     read_fields,
     undecodable_line,
 )
-from utils.data.tokenization import Text
+from utils.predictor import Text
 from utils.system.errors import UserError
 
 SPLITS = ("train", "valid", "test")

@@ -27,9 +27,9 @@ from utils.models.checkpoint import check_labels, labels_of, load_hub_config, re
 from utils.models.config import Config
 from utils.models.families import family_of, in_table, layer_shapes, layers_of, takes_token_types
 from utils.models.folder import MEND, check_weight_files
+from utils.predictor import check_fetched
 from utils.system.errors import UserError, first_line
 from utils.system.files import atomic_file, atomic_files_into
-from utils.system.placeholders import check_fetched
 
 logger = logging.getLogger(__name__)
 
