@@ -215,7 +215,7 @@ if child:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_fork_after_the_import(copy, tmp_path):
     """As a server makes that loads its application first: each process then opens the model for itself, and ends."""
-    done = python("-c", FORK.format(str(copy)), folder=tmp_path, timeout=60)
+    done = python("-W", "ignore", "-c", FORK.format(str(copy)), folder=tmp_path, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split()[0] in LABELS and done.stdout.split()[1] == "0"
 
