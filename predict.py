@@ -18,7 +18,8 @@ probability, of a cascade also stage, and with --min_probability also sure (True
 one thread label the rows. Stopped or killed, the same command continues where it was; the file is there when it is
 whole. Its ending says its form: .csv, .tsv, .jsonl (of JSON lines always) or .parquet.
 
-Needs requirements-runtime.txt alone (and pyarrow for .parquet, requirements.txt for --output); `utils.runtime.Predictor` does the same from Python.
+Needs requirements-runtime.txt alone (with --output requirements.txt, and for .parquet pyarrow);
+`utils.runtime.Predictor` does the same from Python.
 """
 
 import utils.system.interrupts  # isort: skip  # noqa: F401

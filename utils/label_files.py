@@ -7,7 +7,7 @@ where a run was stopped. Finished chunks are kept in OUTPUT.unfinished.
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -60,10 +60,8 @@ def label_file(
     check_cores(num_instances, 1)
     check_output_file(output, "--output")
     if not path.is_file():
-        what = (
-            "is not a file, but the rows are read twice" if path.exists() else "cannot be read (there is no such file)"
-        )
-        raise UserError(f"{path} {what}: name a file of texts with --input")
+        reason = "it is no file, but the rows are read twice" if path.exists() else "there is no such file"
+        raise UserError(f"{path} cannot be read ({reason}): name a file of texts with --input")
     if output.exists() and output.samefile(path):
         raise UserError(f"--output {output} is the input: name another file")
     stages, is_cascade = read_stages(model_dir)
@@ -120,10 +118,10 @@ def open_model(model_dir: str) -> Callable[[list[Text]], np.ndarray]:
 
 def _labelled_chunks(
     chunks: Iterator[Chunk], cached: Cached, open_function: Callable, num_instances: int
-) -> Iterator[tuple[Chunk, np.ndarray]]:
+) -> Generator[tuple[Chunk, np.ndarray], None, None]:
     """Yield each chunk with its answers: those that are kept, and from the first that is not on, new ones."""
     answers: Any = None
-    number = 0
+    chunk: Any = None
 
     def answer_next() -> str:
         nonlocal answers, chunks
@@ -134,9 +132,10 @@ def _labelled_chunks(
         return next(answers).tobytes().hex()
 
     try:
-        while chunk := next(chunks, None):
+        for number in itertools.count():
+            if (chunk := next(chunks, None)) is None:
+                return
             yield chunk, np.frombuffer(bytes.fromhex(cached(f"chunk {number}", answer_next)), dtype=ANSWER)
-            number += 1
     finally:
         if answers is not None:
             answers.close()

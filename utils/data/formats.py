@@ -20,6 +20,7 @@ Numbered = Iterator[tuple[int, Any]]
 LINE_FORM = "each line is sentence<TAB>label or sentence_a<TAB>sentence_b<TAB>label"
 LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072
 PARQUET_BATCH, READ_BYTES = 65536, 2**20  # rows, and bytes of a column, that are read at a time
+NO_HEADER: tuple[int, list[str]] = (0, [])  # of an empty file
 TWICE = object()  # the value of a JSON object's key that is there twice
 # What the files of a split are called elsewhere.
 OTHER_NAMES = {"train": "train|training", "valid": "valid|validation|val|dev", "test": "test|testing|eval"}
@@ -173,7 +174,7 @@ def _without_blank_end(rows: Iterable[tuple[int, Any]], is_blank: Callable[[Any]
 def _read_table_by_name(path: Path, flags: Flags) -> Numbered:
     """Yield the wanted cells by the name of their columns, dict of str to str."""
     rows = read_table(path, flags)
-    _, names = next(rows, (0, []))
+    _, names = next(rows, NO_HEADER)
     columns = {name: names.index(name) for name in flags if names}
     for number, cells in rows:
         yield number, {name: cells[column] for name, column in columns.items()}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.data.formats import TABLES, place, read_json_objects, read_parquet_batches, read_table, row_texts
+from utils.data.formats import NO_HEADER, TABLES, place, read_json_objects, read_parquet_batches, read_table, row_texts
 from utils.data.texts_to_label import as_text, check_columns, has_columns, read_lines, utf8_errors
 from utils.data.tokenization import Text
 from utils.system.errors import UserError
@@ -124,7 +124,7 @@ def _plain_rows(file: RowFile) -> Iterator[tuple[Text, list[str]]]:
 def _table_rows(file: RowFile) -> Iterator[tuple[Text, list[str]]]:
     flags = _flags(file)
     table = read_table(file.path, flags)
-    number, names = next(table, (0, []))
+    number, names = next(table, NO_HEADER)
     _check_added(file, f"{file.path}, line {number}", names)
     columns = {name: names.index(name) for name in flags if names}
     for number, cells in table:
