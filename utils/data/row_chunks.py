@@ -48,7 +48,6 @@ def read_chunks(file: RowFile) -> Iterator[Chunk]:
     if file.form == ".txt":
         yield from _chunks(_plain_rows(file))
         return
-    check_columns(file.path, file.columns, file.texts_a_row)
     with utf8_errors(file.path):
         if file.form == ".parquet":
             yield from _parquet_chunks(file)
@@ -62,13 +61,17 @@ def column_names(file: RowFile) -> list[str] | None:
     Raises:
         UserError: as `read_chunks`.
     """
+    if file.form != ".txt":
+        check_columns(file.path, file.columns, file.texts_a_row)
     if file.form == ".jsonl":
         return None
     if file.form == ".parquet":
         return parquet_schema(file).names
     if file.form in TABLES:
         with utf8_errors(file.path):
-            _, names = next(read_table(file.path, _flags(file)))
+            _, names = next(read_table(file.path, _flags(file)), NO_HEADER)
+        if not names:
+            raise UserError(f"{file.path} is empty: its first line must name the columns")
         return names
     first = next(_plain_rows(file), None)
     count = file.texts_a_row or (len(first[1]) if first else 1)
