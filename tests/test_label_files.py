@@ -165,7 +165,7 @@ def test_bad_options(script, model, tmp_path):
     given = ["predict", model, "--input=t.csv"]
     fails(script("predict", model, "--output=o.csv"), "--output needs a file", "--input")
     fails(script("predict", model, "--output=o.csv", "--input=pipe"), "pipe cannot be read", "read twice")
-    fails(script("predict", model, "--output=o.csv", "--input=no.csv"), "no.csv cannot be read", "no such file")
+    fails(script("predict", model, "--output=o.csv", "--input=no.csv"), "no.csv cannot be read", "No such file")
     fails(script(*given, "--output=pipe"), "--output pipe is a device or a pipe")
     fails(script(*given, "--output=folder.csv"), "--output folder.csv is a folder")
     fails(script(*given, "--output=t.csv"), "--output t.csv is the input")

@@ -59,25 +59,14 @@ def label_file(
     """
     check_cores(num_instances, 1)
     check_output_file(output, "--output")
-    if not path.is_file():
-        reason = "it is no file, but the rows are read twice" if path.exists() else "there is no such file"
-        raise UserError(f"{path} cannot be read ({reason}): name a file of texts with --input")
-    if output.exists() and output.samefile(path):
-        raise UserError(f"--output {output} is the input: name another file")
+    _check_input(path, output)
     stages, is_cascade = read_stages(model_dir)
     labels = stages[0].model.labels
-    types: dict[str, type] = {"label": str, "probability": float}
-    types |= {"stage": int} if is_cascade else {}
-    types |= {} if min_probability is None else {"sure": bool}
-    types = {prefix + name: kind for name, kind in types.items()}
+    types: dict[str, type] = {prefix + "label": str, prefix + "probability": float}
+    types |= {prefix + "stage": int} if is_cascade else {}
+    types |= {} if min_probability is None else {prefix + "sure": bool}
     file = RowFile(path, columns, stages[0].model.texts_a_row, labels, tuple(types))
-    check_form(file, output)
-    with progress_bar(desc="check", unit="row") as bar:
-        num_rows = 0
-        for chunk in read_chunks(file):
-            check_rows(chunk.rows, output)
-            num_rows += len(chunk.texts)
-            bar.update(len(chunk.texts))
+    num_rows = _count_rows(file, output)
     flags = {
         "MODEL_DIR": file_hash(Path(model_dir) / "config.json")[:16],  # which has the hashes of its other files
         "--input": file_hash(path)[:16],
@@ -99,6 +88,33 @@ def label_file(
             bar.update(len(chunk.texts))
     unfinished_path(output).unlink(missing_ok=True)
     logger.info("[Labelled] : %d rows, written to %s", num_rows, output)
+    return num_rows
+
+
+def _check_input(path: Path, output: Path) -> None:
+    reason = None
+    if path.exists() and not path.is_file():  # opening a pipe would wait
+        reason = "it is no file, but the rows are read twice"
+    else:
+        try:
+            open(path, "rb").close()
+        except OSError as error:
+            reason = error.strerror
+    if reason:
+        raise UserError(f"{path} cannot be read ({reason}): name a file of texts with --input")
+    if output.exists() and output.samefile(path):
+        raise UserError(f"--output {output} is the input: name another file")
+
+
+def _count_rows(file: RowFile, output: Path) -> int:
+    """How many rows a file has, after all of them are checked."""
+    check_form(file, output)
+    num_rows = 0
+    with progress_bar(desc="check", unit="row") as bar:
+        for chunk in read_chunks(file):
+            check_rows(chunk.rows, output)
+            num_rows += len(chunk.texts)
+            bar.update(len(chunk.texts))
     return num_rows
 
 
