@@ -53,7 +53,8 @@ def parse_args() -> argparse.Namespace:
     group = parser.add_argument_group("output")
     group.add_argument("--output", help="file for the rows and their labels; without it, standard output")
     group.add_argument(
-        "--prefix", default="", help="with --output: put before the names of the added columns, such as predicted_"
+        "--prefix",
+        help="with --output: stands before the names of the added columns, such as predicted_; without it, none",
     )
     group.add_argument("--format", choices=["tsv", "jsonl"], default="tsv", help="form of the output lines")
     group.add_argument(
@@ -115,7 +116,7 @@ def write_output(args: argparse.Namespace, columns: tuple[str, ...]) -> None:
         columns,
         args.num_instances,
         args.min_probability,
-        args.prefix,
+        args.prefix or "",
         args.resume,
         args.overwrite,
     )

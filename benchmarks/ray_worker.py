@@ -1,4 +1,4 @@
-"""Runs the program of docs/batch.md on Ray, in an environment that has it; for label_files.py and tests/test_ray.py.
+"""Runs the program of docs/batch.md on Ray, in an environment that has it; for label_files.py and tests/test_batch.py.
 
     PYTHONPATH=. .venv-ray/bin/python benchmarks/ray_worker.py MODEL_DIR rows.parquet OUTPUT_FOLDER NUM_ACTORS
 
@@ -17,7 +17,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs/batch.md"
 
 def main() -> None:
     model_dir, path, output, num_actors = sys.argv[1:]
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
     for theirs, ours in (
         ("my-model", model_dir),
         ("tickets.parquet", path),

@@ -1,0 +1,76 @@
+"""The programs of docs/batch.md, on Ray with two actors and on Spark: the rows that predict.py writes.
+
+Of `make test-slow`, which makes an environment for each; where one cannot be made, its test is skipped.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from conftest import ROOT
+from reference_model import Reference, of_texts, random_texts
+
+NUM_ROWS = 40_000
+
+
+def python_with(name: str) -> Path:
+    """The Python of .venv-NAME, with what tests/requirements-NAME.txt lists; made where it is not there."""
+    python = ROOT / f".venv-{name}/bin/python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "-r"]
+    installed = subprocess.run(
+        [*install, ROOT / f"tests/requirements-{name}.txt"], capture_output=True, text=True, check=False
+    )
+    if installed.returncode:
+        pytest.skip(f"{name} cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
+    return python
+
+
+@pytest.fixture
+def model(script, tmp_path) -> Path:
+    """A model folder; beside it rows.parquet, and out.parquet, which predict.py has written."""
+    folder = of_texts(Reference(tmp_path / "bert", "bert").folder, 1)
+    table = pa.table({"id": range(NUM_ROWS), "text": random_texts(NUM_ROWS)})
+    pa.parquet.write_table(table, tmp_path / "rows.parquet")
+    code, stderr = script("predict", folder, "--input=rows.parquet", "--output=out.parquet")
+    assert code == 0, stderr
+    return folder
+
+
+def check_rows_of(command: list, folder: Path) -> None:
+    """Run a program that writes labelled/: several files, and in them the rows of out.parquet."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": str(command[0])}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list((folder / "labelled").glob("*.parquet"))) > 1
+    theirs = pa.parquet.read_table(folder / "labelled").sort_by("id")
+    ours = pa.parquet.read_table(folder / "out.parquet")
+    assert theirs.select(["id", "text", "label"]) == ours.select(["id", "text", "label"])
+    assert theirs["probability"].to_pylist() == pytest.approx(ours["probability"].to_pylist(), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_ray(model, tmp_path):
+    worker = ROOT / "benchmarks/ray_worker.py"
+    check_rows_of([python_with("ray"), worker, model, "rows.parquet", "labelled", "2"], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("java"), reason="Spark needs Java")
+def test_spark(model, tmp_path):
+    page = (ROOT / "docs/batch.md").read_text(encoding="utf-8")
+    program = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    for theirs, ours in (("my-model", str(model)), ("tickets.parquet", "rows.parquet")):
+        assert program.count(theirs) == 1
+        program = program.replace(theirs, ours)
+    (tmp_path / "program.py").write_text(program)
+    check_rows_of([python_with("spark"), "program.py"], tmp_path)
