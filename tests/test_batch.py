@@ -1,11 +1,9 @@
-"""The programs of docs/batch.md, on Ray with two actors and on Spark: the rows that predict.py writes.
+"""The program of docs/batch.md, on Ray with two actors: the rows that predict.py writes.
 
-Of `make test-slow`, which makes an environment for each; where one cannot be made, its test is skipped.
+Of `make test-slow`; an environment for it is made, and where that cannot be, the test is skipped.
 """
 
 import os
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +44,7 @@ def model(script, tmp_path) -> Path:
 
 def check_rows_of(command: list, folder: Path) -> None:
     """Run a program that writes labelled/: several files, and in them the rows of out.parquet."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": str(command[0])}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
@@ -62,15 +60,3 @@ def check_rows_of(command: list, folder: Path) -> None:
 def test_ray(model, tmp_path):
     worker = ROOT / "benchmarks/ray_worker.py"
     check_rows_of([python_with("ray"), worker, model, "rows.parquet", "labelled", "2"], tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("java"), reason="Spark needs Java")
-def test_spark(model, tmp_path):
-    page = (ROOT / "docs/batch.md").read_text(encoding="utf-8")
-    program = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[1]
-    for theirs, ours in (("my-model", str(model)), ("tickets.parquet", "rows.parquet")):
-        assert program.count(theirs) == 1
-        program = program.replace(theirs, ours)
-    (tmp_path / "program.py").write_text(program)
-    check_rows_of([python_with("spark"), "program.py"], tmp_path)
