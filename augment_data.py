@@ -34,7 +34,6 @@ from utils.arguments import (
     text_columns,
 )
 from utils.data.augmentation import Ratios, nearest_words, new_rows, variants, write_rows
-from utils.data.tables import file_hash
 from utils.data.texts import AUGMENTED, SPLITS, UNLABELLED, TextRow, Texts, read_labels, read_rows, split_path
 from utils.data.unlabelled_rows import choose_rows, has_unlabelled, used_texts
 from utils.models.checkpoint import load_tokenizer
@@ -42,7 +41,7 @@ from utils.models.classifier import load_word_embeddings
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 from utils.system.errors import UserError
-from utils.system.files import check_output_folder
+from utils.system.files import check_output_folder, file_hash
 from utils.system.journal import unfinished_path
 
 logger = logging.getLogger(__name__)

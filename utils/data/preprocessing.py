@@ -20,13 +20,13 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from utils.data.soft_labels import SoftLabel, read_soft_labels, soft_label_files
-from utils.data.tables import NO_LABEL, SOFT_LABEL, TOKENIZED, file_hash, lengths
+from utils.data.tables import NO_LABEL, SOFT_LABEL, TOKENIZED, lengths
 from utils.data.texts import AUGMENTED, NAMES, UNLABELLED, Columns, TextRow, read_labels, read_rows, split_path
 from utils.data.unlabelled_rows import UnlabelledRows, choose_rows, has_unlabelled, used_texts
 from utils.models.checkpoint import tokenizer_fingerprint
 from utils.predictor import prepare_tokenizer, tokenize
 from utils.system.errors import UserError
-from utils.system.files import atomic_file, write_json
+from utils.system.files import atomic_file, file_hash, write_json
 from utils.system.launcher import atomic_folder_of_all, join_processes, together
 from utils.system.pool import chunks, map_in_processes
 

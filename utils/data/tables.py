@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from utils.data.texts import AUGMENTED, NAMES, SPLITS, UNLABELLED, Columns, split_path
 from utils.models.checkpoint import tokenizer_fingerprint
 from utils.system.errors import UserError
+from utils.system.files import file_hash
 
 TOKENIZED = "tokenized"  # the folder of preprocess.py
 NO_LABEL = -1  # the label id of a row without a label
@@ -124,12 +125,6 @@ def with_rows_of(data: Data, splits: list[str]) -> Data:
         return data
     train = datasets.concatenate_datasets([data.splits["train"], *(data.splits[split] for split in splits)])
     return replace(data, splits=data.splits | {"train": train})
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lengths(split: datasets.Dataset) -> np.ndarray:
