@@ -19,7 +19,7 @@ class Backend:
     input_names: list[str]  # set by `open`
 
     def __init__(self, path: str, num_threads: int, max_length: int, fixed_length: bool = False):
-        self.path, self.num_threads, self.max_length = path, num_threads, max_length
+        self.path, self.num_threads = path, num_threads
         self.tokenizer_options: dict[str, object] = {"truncation": True, "max_length": max_length}
         if fixed_length:
             self.tokenizer_options["padding"] = "max_length"
@@ -136,22 +136,45 @@ class OpenVinoFp32(OpenVino):
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
-class CTranslate2(Backend):
-    """Its encoder, and the rest of the classifier in numpy; it has no pipeline."""
+class WithoutPipeline(Backend):
+    """A library that runs models and leaves texts and labels to its caller: transformers' tokenizer, largest logit."""
+
+    def open_tokenizer(self) -> dict:
+        """Sets `tokenizer` and `labels`; returns the model's config.json."""
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(self.path)
+        config = json.loads((Path(self.path) / "config.json").read_text(encoding="utf-8"))
+        self.labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
+        return config
+
+    def text(self, text: str) -> str:
+        return self.texts([text], 1)[0]
+
+    by_hand = text
+
+    def texts(self, texts: list[str], batch_size: int) -> list[str]:
+        labels = []
+        for start in range(0, len(texts), batch_size):
+            encoded = self.tokenizer(texts[start : start + batch_size], **self.tokenizer_options)
+            logits = self.graph({name: encoded[name] for name in self.input_names})
+            labels += [self.labels[i] for i in logits.argmax(1).tolist()]
+        return labels
+
+
+class CTranslate2(WithoutPipeline):
+    """Its encoder, and the rest of the classifier in numpy."""
 
     def open(self) -> None:
         import ctranslate2
         import numpy as np
-        from transformers import AutoTokenizer
 
         self.np = np
         self.encoder = ctranslate2.Encoder(
             f"{self.path}/encoder", compute_type="int8", inter_threads=1, intra_threads=self.num_threads
         )
         self.head = dict(np.load(f"{self.path}/head.npz"))
-        self.tokenizer = AutoTokenizer.from_pretrained(self.path)
-        config = json.loads((Path(self.path) / "config.json").read_text(encoding="utf-8"))
-        self.labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
+        config = self.open_tokenizer()
         self.input_names = ["input_ids"] + ["token_type_ids"] * (config.get("type_vocab_size", 0) > 1)
         self.activation = (lambda x: np.maximum(x, 0)) if config["model_type"] == "distilbert" else np.tanh
 
@@ -168,19 +191,6 @@ class CTranslate2(Backend):
     def layer(self, x, name: str):
         """A linear layer of the classifier."""
         return x @ self.head[f"{name}_weight"].T + self.head[f"{name}_bias"]
-
-    def text(self, text: str) -> str:
-        return self.texts([text], 1)[0]
-
-    by_hand = text
-
-    def texts(self, texts: list[str], batch_size: int) -> list[str]:
-        labels = []
-        for start in range(0, len(texts), batch_size):
-            encoded = self.tokenizer(texts[start : start + batch_size], truncation=True, max_length=self.max_length)
-            logits = self.graph({name: encoded[name] for name in self.input_names})
-            labels += [self.labels[i] for i in logits.argmax(1).tolist()]
-        return labels
 
 
 class Ours(Backend):

@@ -3,10 +3,10 @@
     python -m benchmarks.inference --name=student --config=configs/config-bert-cls.json \\
         --data_dir=data/movie-reviews --bert_output_dir=runs/demo/student
 
-Every engine runs in a process of its own, Optimum and OpenVINO in virtual environments of their own, and only one
-engine computes at a time. benchmarks/README.md says what each column means. Needs an otherwise idle machine. Models are
-made once, and measurements kept, in --work_dir: an interrupted run continues. The result is results/inference-NAME.json
-and a table; the last lines say which targets are met.
+Every engine runs in a process of its own, other libraries than PyTorch in virtual environments of their own, and only
+one engine computes at a time. benchmarks/README.md says what each column means. Needs an otherwise idle machine. Models
+are made once, and measurements kept, in --work_dir: an interrupted run continues. The result is
+results/inference-NAME.json and a table; the last lines say which targets are met.
 """
 
 import argparse
@@ -21,7 +21,17 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.measures import BATCH_SIZES, measure_latency, measure_throughput
-from benchmarks.processes import ROOT, Setup, Worker, answer_of, make_models, prepare, read_partial, write_partial
+from benchmarks.processes import (
+    ROOT,
+    VENVS,
+    Setup,
+    Worker,
+    answer_of,
+    make_models,
+    prepare,
+    read_partial,
+    write_partial,
+)
 from benchmarks.results import (
     OURS,
     count_macs,
@@ -51,12 +61,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--work_dir", help="models and partial results; default: runs/benchmarks/inference/NAME")
     parser.add_argument("--ours_fp32", help="folder that quantize.py wrote; default: made in --work_dir")
     parser.add_argument("--ours_int8", help="folder that quantize.py wrote; default: made in --work_dir")
-    parser.add_argument(
-        "--optimum_python", default=".venv-optimum/bin/python", help="Python with requirements-optimum.txt"
-    )
-    parser.add_argument(
-        "--openvino_python", default=".venv-openvino/bin/python", help="Python with requirements-openvino.txt"
-    )
+    for peer in VENVS:
+        python = f".venv-{peer}/bin/python"
+        parser.add_argument(f"--{peer}_python", default=python, help=f"Python with requirements-{peer}.txt")
     parser.add_argument("--num_threads", type=positive_int, default=2, help="CPU threads of every engine")
     parser.add_argument("--num_processes", type=positive_int, default=5, help="fresh processes of each engine")
     parser.add_argument("--num_rows", type=positive_int, help="rows of test.txt that are timed; default: all")
@@ -171,7 +178,7 @@ def summarise(setup: Setup, measurements: dict[str, list], checkpoint: str) -> d
         "engines": engines,
         "gemm": gemm,
         "million": million,
-        "targets": targets(engines, gemm, million),
+        "targets": targets(engines, gemm, million, len(layers)),
     }
 
 

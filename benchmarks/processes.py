@@ -230,7 +230,7 @@ def make_models(
     checkpoint = Path(args.bert_output_dir).resolve()
     folders = {engine: (checkpoint, sys.executable) for engine in engines if engine.startswith("pytorch")}
     for peer, of_peer in VENVS.items():
-        missing = [engine for engine in of_peer if engine in engines]
+        missing = [engine for engine in engines if engine in of_peer]
         if not missing:
             continue
         # Not resolved: a virtual environment's Python is a link.

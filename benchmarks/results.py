@@ -13,6 +13,8 @@ from utils.measuring.timing import aligned_table
 OURS = "ours_int8"
 PEERS = [engine for engine in BACKENDS if not engine.startswith("ours")]
 PATHS = ("graph", "text", "by_hand")
+# Times the fastest peer: text p50, graph p50, throughput; of models of at most 3 layers, and of more.
+FASTER = (2.5, 1.5, 1.7), (2.0, 1.5, 1.5)
 # A peer may be this much less accurate than ours and still count.
 ACCURACY_MARGIN = 0.003
 
@@ -157,8 +159,9 @@ def table(engines: dict[str, dict]) -> str:
     return aligned_table(header, rows)
 
 
-def targets(engines: dict[str, dict], gemm: dict, million: dict | None) -> list[dict]:
+def targets(engines: dict[str, dict], gemm: dict, million: dict | None, num_layers: int) -> list[dict]:
     """Every target's name, what was measured (None: nothing to measure it by), what it needs, and whether it is met."""
+    text, graph, throughput = FASTER[num_layers > 3]
     ours = engines[OURS]
     eligible = [engines[name] for name in PEERS if name in engines]
     eligible = [peer for peer in eligible if peer["accuracy"] >= ours["accuracy"] - ACCURACY_MARGIN]
@@ -170,9 +173,9 @@ def targets(engines: dict[str, dict], gemm: dict, million: dict | None) -> list[
 
     most = max(peer["throughput"]["text"]["per_s"] for peer in eligible) if complete else None
     measured = [
-        ("text_p50_vs_fastest_peer", faster("text"), 2.5),
-        ("graph_p50_vs_fastest_peer", faster("graph"), 1.5),
-        ("throughput_vs_fastest_peer", ours["throughput"]["text"]["per_s"] / most if most else None, 1.7),
+        ("text_p50_vs_fastest_peer", faster("text"), text),
+        ("graph_p50_vs_fastest_peer", faster("graph"), graph),
+        ("throughput_vs_fastest_peer", ours["throughput"]["text"]["per_s"] / most if most else None, throughput),
         ("gemm_peak_fraction", gemm["fraction_best"], 0.60),
         ("cold_start_vs_transformers_pipeline", engines["pytorch"]["cold_start_s"] / ours["cold_start_s"], 15),
         ("peak_rss_mb", ours["peak_rss_mb"], 120),

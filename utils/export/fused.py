@@ -111,8 +111,9 @@ def _embeddings(graph: Graph, model: PreTrainedModel, family: Family) -> str:
         # One type for every token: its row is part of each position's.
         position = position - embeddings.token_type_embeddings.weight[0]
     if family.positions_follow_padding:
-        positions = _positions_after_padding(graph, embeddings.padding_idx)
-        skip = graph.node("Gather", [graph.weight(position, "position.weight"), positions], "position")
+        # The row of padding and those behind it, by the number of tokens so far.
+        rows = graph.weight(position[embeddings.padding_idx :], "position.weight")
+        skip = graph.node("Gather", [rows, _positions_after_padding(graph, embeddings.padding_idx)], "position")
     else:
         start, axis = (graph.weight(np.array([i]), f"position.{name}") for i, name in ((0, "start"), (1, "axis")))
         length = graph.node("Shape", ["input_ids"], "position.length", start=1, end=2)
@@ -131,14 +132,15 @@ def _embeddings(graph: Graph, model: PreTrainedModel, family: Family) -> str:
 
 
 def _positions_after_padding(graph: Graph, padding_id: int) -> str:
-    """Position ids as transformers numbers RoBERTa's: padding_id + 1, 2, ... for tokens, padding_id for padding."""
-    padding = graph.weight(np.array(padding_id), "positions.padding_id")
+    """Position ids as transformers numbers RoBERTa's, less padding_id: 1, 2, ... for tokens, 0 for padding."""
+    padding, no, yes = (
+        graph.weight(np.array(i), f"positions.{name}")
+        for i, name in ((padding_id, "padding_id"), (0, "no"), (1, "yes"))
+    )
     is_padding = graph.node("Equal", ["input_ids", padding], "positions.is_padding")
-    not_padding = graph.node("Not", [is_padding], "positions.not_padding")
-    is_token = graph.node("Cast", [not_padding], "positions.is_token", to=TensorProto.INT64)
-    axis = graph.weight(np.array(1), "positions.axis")
-    count = graph.node("CumSum", [is_token, axis], "positions.count")
-    return graph.node("Add", [graph.node("Mul", [count, is_token], "positions.masked"), padding], "positions")
+    is_token = graph.node("Where", [is_padding, no, yes], "positions.is_token")
+    count = graph.node("CumSum", [is_token, graph.weight(np.array(1), "positions.axis")], "positions.count")
+    return graph.node("Mul", [count, is_token], "positions")
 
 
 def _position_bias(graph: Graph, model: PreTrainedModel, family: Family) -> str:
@@ -148,20 +150,16 @@ def _position_bias(graph: Graph, model: PreTrainedModel, family: Family) -> str:
     """
     farthest = model.config.max_position_embeddings - 1
     buckets = MPNetEncoder.relative_position_bucket(torch.arange(-farthest, farthest + 1))
-    table = graph.weight(model.get_submodule(family.position_bias).weight[buckets].T, "bias.table")
-    zero, one, shift = (
-        graph.weight(np.array(i), f"bias.{n}") for i, n in ((0, "zero"), (1, "one"), (farthest, "shift"))
-    )
-    first, second = (graph.weight(np.array([i]), f"bias.{name}") for i, name in ((0, "first"), (1, "second")))
-    length = graph.node("Shape", ["input_ids"], "bias.shape", start=1, end=2)
-    length = graph.node("Squeeze", [length, first], "bias.length")
-    positions = graph.node("Range", [zero, length, one], "bias.positions")
-    keys = graph.node("Add", [positions, shift], "bias.shifted")
-    keys = graph.node("Unsqueeze", [keys, first], "bias.keys")
-    queries = graph.node("Unsqueeze", [positions, second], "bias.queries")
+    table = graph.weight(model.get_submodule(family.position_bias).weight[buckets].T[None], "bias.table")
+    positions = np.arange(farthest + 1)
+    start, first = (graph.weight(np.array([i]), f"bias.{name}") for i, name in enumerate(("start", "axis")))
+    length = graph.node("Shape", ["input_ids"], "bias.length", start=1, end=2)
+    keys = graph.weight(positions[None] + farthest, "bias.all_keys")
+    keys = graph.node("Slice", [keys, start, length, first], "bias.keys")
+    queries = graph.weight(positions[:, None], "bias.all_queries")
+    queries = graph.node("Slice", [queries, start, length, start], "bias.queries")
     distances = graph.node("Sub", [keys, queries], "bias.distances")
-    biases = graph.node("Gather", [table, distances], "bias.heads", axis=1)
-    return graph.node("Unsqueeze", [biases, first], "bias")
+    return graph.node("Gather", [table, distances], "bias", axis=2)
 
 
 def _own_bias(graph: Graph, position_bias: str, attention: nn.Module, name: str) -> str:

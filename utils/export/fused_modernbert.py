@@ -105,49 +105,46 @@ def _attention(
         if output.bias is None:
             return x
         return graph.node("Sub", [x, graph.weight(-output.bias, f"{name}.no_attention")], f"{name}.attention_sum")
-    width, num_heads = output.in_features, output.in_features // head_size
-    weight, bias = projection.weight, projection.bias
+    num_heads = output.in_features // head_size
+    # Three products, as splitting the outcome of one would copy it.
+    weights = projection.weight.chunk(3)
+    biases = [None] * 3 if projection.bias is None else projection.bias.chunk(3)
     name = f"{name}.attention"
-    window = shared.windows[kind]
+    window, start = shared.windows[kind], states
     if first_row:
-        # At position 0 a rotation changes nothing.
-        row = graph.first_row(states, name)
-        queries = graph.linear(row, weight[:width], None if bias is None else bias[:width], f"{name}.query")
-        weight, bias = weight[width:], None if bias is None else bias[width:]
+        start = graph.first_row(states, name)
         if window:
-            start, end, axis = (graph.weight(np.array([i]), f"{name}.window.{i}") for i in (0, 1, 2))
-            window = graph.node("Slice", [window, start, end, axis], f"{name}.window")
-    projected = graph.linear(states, weight, bias, f"{name}.projected")
-    sizes = graph.weight(np.array([len(weight) - width, width]), f"{name}.sizes")
-    rotated = graph.node("Split", [projected, sizes], f"{name}.parts", outputs=2, axis=2)
-    values = f"{rotated}.1"
-    rotated = graph.node(
-        "RotaryEmbedding",
-        [rotated, *shared.rotations[kind]],
-        f"{name}.rotated",
-        MICROSOFT,
-        num_heads=len(weight) // head_size - num_heads,
-    )
-    if first_row:
-        keys = rotated
-    else:
-        queries = graph.node("Split", [rotated], f"{name}.query", outputs=2, axis=2)
-        keys = f"{queries}.1"
-    inputs = [queries, keys, values, "", shared.mask, window]
+            bounds = (graph.weight(np.array([i]), f"{name}.window.{i}") for i in (0, 1, 2))
+            window = graph.node("Slice", [window, *bounds], f"{name}.window")
+    queries = graph.linear(start, weights[0], biases[0], f"{name}.query")
+    keys = graph.linear(states, weights[1], biases[1], f"{name}.key")
+    values = graph.linear(states, weights[2], biases[2], f"{name}.value")
+    rotation = shared.rotations[kind]
+    if not first_row:  # at position 0 a rotation changes nothing
+        queries = _rotated(graph, queries, rotation, num_heads)
+    inputs = [queries, _rotated(graph, keys, rotation, num_heads), values, "", shared.mask, window]
     while not inputs[-1]:
         inputs.pop()
     context = graph.node("MultiHeadAttention", inputs, name, MICROSOFT, num_heads=num_heads)
     return _add(graph, x, context, output, f"{name}_output")
 
 
+def _rotated(graph: Graph, states: str, rotation: list[str], num_heads: int) -> str:
+    """Queries or keys [batch, length, heads * head size], rotated by the angles of their positions."""
+    return graph.node("RotaryEmbedding", [states, *rotation], f"{states}.rotated", MICROSOFT, num_heads=num_heads)
+
+
 def _ffn(graph: Graph, x: str, layer: nn.Module, activation: str, name: str) -> str:
     """`x` plus the gated FFN of its rows."""
     states = graph.norm(x, layer.mlp_norm, f"{name}.ffn_norm")
-    states = graph.linear(states, layer.mlp.Wi.weight, layer.mlp.Wi.bias, f"{name}.ffn_input")
-    inputs = graph.node("Split", [states], f"{name}.ffn_input.parts", outputs=2, axis=2)
+    # What is activated and what that is multiplied by, as two products: splitting one would copy it.
+    weights, bias = layer.mlp.Wi.weight.chunk(2), layer.mlp.Wi.bias
+    biases = [None] * 2 if bias is None else bias.chunk(2)
+    inputs = graph.linear(states, weights[0], biases[0], f"{name}.ffn_input")
+    gate = graph.linear(states, weights[1], biases[1], f"{name}.ffn_gate")
     operator, domain = ACTIVATIONS[activation]
     hidden = graph.node(operator, [inputs], f"{name}.activation", domain)
-    hidden = graph.node("Mul", [hidden, f"{inputs}.1"], f"{name}.gated")
+    hidden = graph.node("Mul", [hidden, gate], f"{name}.gated")
     return _add(graph, x, hidden, layer.mlp.Wo, f"{name}.ffn_output")
 
 

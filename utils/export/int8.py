@@ -6,6 +6,7 @@ attention operator is slower than a quantized projection followed by fp32 attent
 fast and accurate enough depends on the model and the machine: `CANDIDATES` lists those that quantize.py measures.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -124,6 +125,7 @@ class _Writer:
         self.recipe, self.bits, self.ranges = recipe, bits, ranges
         self.weights: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
         additions = [node for node in graph.node if node.op_type == "Add" and node.input[1] in self.weights]
+        self.products = Counter(node.input[0] for node in graph.node if node.op_type == "MatMul")  # of each tensor
         self.biases = {node.input[0]: node for node in additions}  # by the product that they are added to
         self.nodes: list[onnx.NodeProto] = []
         self.written: set[str] = set()
@@ -172,7 +174,7 @@ class _Writer:
     def product(self, x: str, weight: str, bias: str, output: str) -> None:
         """An int8 matrix product that takes and gives fp32: x times `weight`, plus `bias`."""
         values, scale = self.weight(weight)
-        if self.recipe.static:
+        if self.recipe.static or self.products[x] > 1:  # rounded once for all of them
             rounded, x_scale, x_zero = self.rounded_input(x)
             inputs = [rounded, values, x_scale, scale, x_zero, "", bias]
             operator = "MatMulIntegerToFloat"
