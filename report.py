@@ -42,7 +42,8 @@ from utils.arguments import (
     script_parser,
     text_columns,
 )
-from utils.data.texts import labelled_texts, read_labels, split_path
+from utils.data.label_checks import read_labels
+from utils.data.texts import labelled_texts, split_path
 from utils.measuring.ladder import ComparedRung, MeasuredRung, compared, markdown_table, measured_rung, text_table
 from utils.measuring.picture import ladder_figure, save_figure
 from utils.measuring.rungs import OPENERS, Failure, Rung, Setting, measure_rungs, open_rung
@@ -109,7 +110,8 @@ def write_ladder(
 
 def main() -> None:
     args = parse_args()
-    config, columns, data_dir = load_config(args.config), text_columns(args), Path(args.data_dir)
+    config, data_dir = load_config(args.config), Path(args.data_dir)
+    columns = text_columns(args, config.task)
     names, engines, paths = map(list, zip(*args.rung, strict=True))
     if engines[0] not in ("pytorch", "pytorch_fixed"):
         raise UserError("--rung: the first rung must be a checkpoint folder: its tokenizer is that of ONNX files")

@@ -149,6 +149,15 @@ def cascade_engine(folder: str | Path, num_threads: int, labels: list[str]) -> E
     return run
 
 
+def folder_thresholds(path: str | Path, labels: list[str]) -> np.ndarray | None:
+    """The probability above which a folder of quantize.py gives each label, [labels]; None where it does not say."""
+    config = Path(path) / "config.json"
+    if not config.is_file():
+        return None
+    own = json.loads(config.read_text(encoding="utf-8")).get("fastformers", {}).get("thresholds")
+    return np.array([own[label] for label in labels]) if own else None
+
+
 def onnx_size(path: str | Path) -> tuple[int, int]:
     """As `graph_size`, of an ONNX file or of a folder, of a cascade the sum of its stages."""
     if is_cascade(path):
