@@ -42,18 +42,26 @@ from utils.arguments import (
 )
 from utils.data.tables import evenly_spaced
 from utils.data.texts import UNLABELLED, Columns, labelled_texts, split_path
-from utils.data.texts_to_label import has_columns, read_columns, read_lines
-from utils.data.tokenization import Text, TokenRow
+from utils.data.texts_to_label import has_columns, read_columns
 from utils.export.cascade_dir import check_cascade_dir, write_cascade_dir
 from utils.measuring.calibration import fit_temperature
 from utils.measuring.picture import frontier_figure
 from utils.measuring.thresholds import Candidate, StageResults, candidates, check_order, choose, frontier, single_models
 from utils.measuring.timing import aligned_table, timed_in_turns
-from utils.runtime import Predictor, softmax
-from utils.runtime_folder import StageFolder, check_stages_fit, is_cascade, read_stages
+from utils.predictor import (
+    Predictor,
+    StageFolder,
+    Text,
+    TokenRow,
+    check_stages_fit,
+    is_cascade,
+    read_lines,
+    read_stages,
+    softmax,
+    usable_cpus,
+)
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
-from utils.system.cpus import usable_cpus
 from utils.system.errors import UserError
 from utils.system.machine import describe_machine
 

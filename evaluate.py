@@ -46,10 +46,9 @@ from utils.measuring.results import (
 from utils.measuring.timing import WARMUP_BATCHES, latency_summary, timed
 from utils.models.checkpoint import check_labels, load_hub_config, load_tokenizer
 from utils.models.config import MULTI_LABEL, SINGLE_LABEL, Config, load_config
-from utils.runtime_folder import is_cascade
+from utils.predictor import is_cascade, usable_cpus
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
-from utils.system.cpus import usable_cpus
 from utils.system.devices import choose_device
 from utils.system.errors import UserError
 from utils.system.files import check_output_file, write_json

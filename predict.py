@@ -12,23 +12,17 @@ a time, which is faster.
 With --min_probability=0.8, for those who give unsure answers to a person, each line says further whether the label's
 probability is at least that: sure or unsure, or, as jsonl, {"sure": true} or false.
 
-Needs requirements-runtime.txt alone (and pyarrow for .parquet); `utils.runtime.Predictor` does the same from Python.
+Of lines on standard input, the file predictor.py in the model folder does the same without this project.
 """
 
 import utils.system.interrupts  # isort: skip  # noqa: F401
 
 import argparse
-import io
-import itertools
-import json
-import os
-import sys
 
-from utils.arguments import column_names, fraction, positive_int, script_parser
-from utils.data.texts_to_label import has_columns, read_columns, read_lines
-from utils.runtime import Prediction, Predictor
+from utils.arguments import column_names, script_parser
+from utils.data.texts_to_label import has_columns, read_columns
+from utils.predictor import Predictor, add_predict_options, check_streams, print_predictions, read_lines
 from utils.system.cli import run_script
-from utils.system.cpus import usable_cpus
 from utils.system.errors import UserError
 
 
@@ -42,68 +36,26 @@ def parse_args() -> argparse.Namespace:
     group.add_argument(
         "--text_column", default="text", help="column of the text; of a pair, two, such as q1,q2 (not of plain lines)"
     )
-    group = parser.add_argument_group("output")
-    group.add_argument("--format", choices=["tsv", "jsonl"], default="tsv", help="form of the output lines")
-    group.add_argument(
-        "--min_probability",
-        type=fraction,
-        help="mark each answer as sure, of at least this probability, or unsure; without it, none is marked",
-    )
-    group = parser.add_argument_group("speed")
-    group.add_argument(
-        "--num_threads",
-        type=thread_counts,
-        default=usable_cpus(),
-        help="CPU threads of the model; of a cascade's stages, such as 1,2, if they are to differ",
-    )
-    group.add_argument("--batch_size", type=positive_int, default=1, help="lines read and answered at a time")
+    add_predict_options(parser)
     return parser.parse_args()
-
-
-def thread_counts(text: str) -> int | list[int]:
-    """An argparse type: a whole number of at least 1, or several with commas between."""
-    counts = [positive_int(part) for part in text.split(",")]
-    return counts if len(counts) > 1 else counts[0]
-
-
-def output_line(prediction: Prediction, form: str, min_probability: float | None) -> str:
-    """A prediction as a line of --format `form`, without its end."""
-    probability = prediction.probabilities[prediction.label]
-    sure = None if min_probability is None else probability >= min_probability
-    if form == "jsonl":
-        values = prediction._asdict() | {"sure": sure}
-        return json.dumps({key: value for key, value in values.items() if value is not None}, ensure_ascii=False)
-    return f"{prediction.label}\t{probability:.6f}" + {None: "", True: "\tsure", False: "\tunsure"}[sure]
 
 
 def main() -> None:
     args = parse_args()
     columns = column_names(args.text_column)
-    if sys.stdout is None:
-        raise UserError("standard output is closed, so there is nowhere to write the labels: leave out >&-")
-    if sys.stdin is None and not args.input:
-        raise UserError("standard input is closed, so there is nothing to label: name a file of texts with --input")
+    check_streams(reads_input=not args.input)
     name = args.input or "standard input"
     try:
         file = open(args.input or 0, "rb")
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error.strerror}): name a file of texts with --input") from error
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # as the input, whatever the system's own
     with file:
         predictor = Predictor(args.model_dir, args.num_threads)
         if args.input and has_columns(args.input):
             texts = read_columns(args.input, columns, predictor.texts_a_row)
         else:
             texts = read_lines(file, name, columns, predictor.texts_a_row, predictor.labels)
-        try:
-            while chunk := list(itertools.islice(texts, args.batch_size)):
-                predictions = predictor.predict_batch(chunk, args.batch_size)
-                lines = [output_line(prediction, args.format, args.min_probability) for prediction in predictions]
-                print("\n".join(lines), flush=True)
-        except BrokenPipeError:  # who reads the output has had enough, as `head` does
-            # Python flushes standard output once more at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print_predictions(predictor, texts, args.format, args.min_probability, args.batch_size)
 
 
 if __name__ == "__main__":

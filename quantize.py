@@ -56,10 +56,9 @@ from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import fingerprint, load_model
 from utils.models.config import load_config
 from utils.models.families import FAMILIES, in_table
-from utils.runtime import GRAPH, UNPADDED_GRAPH
+from utils.predictor import GRAPH, UNPADDED_GRAPH, usable_cpus
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
-from utils.system.cpus import usable_cpus
 from utils.system.errors import UserError
 from utils.system.files import atomic_file, check_output_file
 from utils.system.journal import Cached, unfinished_path
@@ -89,6 +88,12 @@ def parse_args() -> argparse.Namespace:
     add_checkpoint_options(add_data_options(parser))
     group = parser.add_argument_group("output (at least one)")
     group.add_argument("--output_dir", help="self-contained model folder, for predict.py; without it there is none")
+    group.add_argument(
+        "--single_file",
+        action="store_true",
+        help="put the weights of --output_dir into model.onnx; without it, they are in a file of their own, which "
+        "model.onnx shares with model.unpadded.onnx, the faster graph for rows without padding, then left out",
+    )
     group.add_argument("--onnx_path", help="file for the fp32 graph; without it there is none")
     group.add_argument("--quantized_onnx_path", help="file for the chosen graph; without it there is none")
     group = parser.add_argument_group("which graph")
@@ -130,8 +135,8 @@ def check_args(args: argparse.Namespace) -> None:
     files = {flag: path for flag, path in files.items() if path}
     if not files and not args.output_dir:
         raise UserError("nothing to write: name --output_dir, --onnx_path or --quantized_onnx_path")
-    if (args.fp32 or args.fp16) and not args.output_dir:
-        raise UserError("--fp32 and --fp16 say what --output_dir takes: name it as well")
+    if (args.fp32 or args.fp16 or args.single_file) and not args.output_dir:
+        raise UserError("--fp32, --fp16 and --single_file say what --output_dir takes: name it as well")
     if len({Path(path).resolve() for path in files.values()}) < len(files):
         raise UserError("--onnx_path and --quantized_onnx_path are the same file: name two")
     for flag, path in files.items():
@@ -292,7 +297,7 @@ def main() -> None:
         origin = {"n_ctx": config.n_ctx, "version": kind, "machine": machine}
         origin |= {"texts": data.texts_a_row} if data.texts_a_row else {}
         origin |= {"temperature": temperatures[kind]} if args.calibrate else {}
-        write_model_dir(args.output_dir, versions[kind], tokenizer, model.config, origin, shown)
+        write_model_dir(args.output_dir, versions[kind], tokenizer, model.config, origin, shown, args.single_file)
     unfinished_path(output).unlink()
 
 

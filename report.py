@@ -49,8 +49,8 @@ from utils.measuring.picture import ladder_figure, save_figure
 from utils.measuring.rungs import OPENERS, Failure, Rung, Setting, measure_rungs, open_rung
 from utils.models.checkpoint import load_tokenizer
 from utils.models.config import load_config
+from utils.predictor import usable_cpus
 from utils.system.cli import run_script
-from utils.system.cpus import usable_cpus
 from utils.system.errors import UserError
 from utils.system.files import atomic_file, check_output_folder, write_json
 from utils.system.machine import describe_machine

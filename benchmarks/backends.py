@@ -3,6 +3,7 @@
 Each backend imports its library when it is opened, so that a fresh process pays for nothing else.
 """
 
+import inspect
 import itertools
 import json
 from pathlib import Path
@@ -15,9 +16,10 @@ class Backend:
     """
 
     tensors = "np"
+    input_names: list[str]  # set by `open`
 
     def __init__(self, path: str, num_threads: int, max_length: int, fixed_length: bool = False):
-        self.path, self.num_threads = path, num_threads
+        self.path, self.num_threads, self.max_length = path, num_threads, max_length
         self.tokenizer_options: dict[str, object] = {"truncation": True, "max_length": max_length}
         if fixed_length:
             self.tokenizer_options["padding"] = "max_length"
@@ -25,12 +27,13 @@ class Backend:
         self.open()
 
     def open(self) -> None:
-        """Load the model: sets `pipeline`."""
+        """Load the model: sets `pipeline` and `input_names`."""
         raise NotImplementedError
 
     def inputs(self, rows: list[dict]) -> dict:
         """What `graph` takes, from rows of token ids; padded to the longest of them."""
-        return pad(rows, self.fixed_length)
+        arrays = pad(rows, self.fixed_length)
+        return {name: arrays[name] for name in arrays if name in self.input_names}
 
     def batches(self, rows: list[dict], batch_size: int) -> list[list[dict]]:
         """Rows that are sorted by length, in batches."""
@@ -79,9 +82,10 @@ class PyTorch(Backend):
             model = AutoModelForSequenceClassification.from_pretrained(self.path).eval()
             model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
         self.make_pipeline(model)
+        self.input_names = list(inspect.signature(self.pipeline.model.forward).parameters)
 
     def inputs(self, rows: list[dict]) -> dict:
-        return {name: self.torch.from_numpy(array) for name, array in pad(rows, self.fixed_length).items()}
+        return {name: self.torch.from_numpy(array) for name, array in super().inputs(rows).items()}
 
     def graph(self, inputs: dict):
         with self.torch.inference_mode():
@@ -104,6 +108,7 @@ class Optimum(Backend):
             self.path, file_name=file_name, session_options=options
         )
         self.session = model.session
+        self.input_names = [node.name for node in self.session.get_inputs()]
         self.make_pipeline(model)
 
     def graph(self, inputs: dict):
@@ -119,6 +124,7 @@ class OpenVino(Backend):
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": str(self.num_threads), **self.hints}
         model = OVModelForSequenceClassification.from_pretrained(self.path, export=False, ov_config=options)
         self.request = model.request.create_infer_request()
+        self.input_names = [node.get_any_name() for node in model.request.inputs]
         self.make_pipeline(model)
 
     def graph(self, inputs: dict):
@@ -130,14 +136,61 @@ class OpenVinoFp32(OpenVino):
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
-class Ours(Backend):
-    """A folder that quantize.py wrote, run by utils.runtime."""
+class CTranslate2(Backend):
+    """Its encoder, and the rest of the classifier in numpy; it has no pipeline."""
 
     def open(self) -> None:
-        from utils.runtime import Predictor
+        import ctranslate2
+        import numpy as np
+        from transformers import AutoTokenizer
+
+        self.np = np
+        self.encoder = ctranslate2.Encoder(
+            f"{self.path}/encoder", compute_type="int8", inter_threads=1, intra_threads=self.num_threads
+        )
+        self.head = dict(np.load(f"{self.path}/head.npz"))
+        self.tokenizer = AutoTokenizer.from_pretrained(self.path)
+        config = json.loads((Path(self.path) / "config.json").read_text(encoding="utf-8"))
+        self.labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
+        self.input_names = ["input_ids"] + ["token_type_ids"] * (config.get("type_vocab_size", 0) > 1)
+        self.activation = (lambda x: np.maximum(x, 0)) if config["model_type"] == "distilbert" else np.tanh
+
+    def inputs(self, rows: list[dict]) -> dict:
+        return {name: [row[name] for row in rows] for name in self.input_names}
+
+    def graph(self, inputs: dict):
+        output = self.encoder.forward_batch(inputs["input_ids"], token_type_ids=inputs.get("token_type_ids"))
+        if "dense_weight" not in self.head:
+            return self.layer(self.np.array(output.pooler_output), "output")
+        rows = self.np.array(output.last_hidden_state)[:, 0]
+        return self.layer(self.activation(self.layer(rows, "dense")), "output")
+
+    def layer(self, x, name: str):
+        """A linear layer of the classifier."""
+        return x @ self.head[f"{name}_weight"].T + self.head[f"{name}_bias"]
+
+    def text(self, text: str) -> str:
+        return self.texts([text], 1)[0]
+
+    by_hand = text
+
+    def texts(self, texts: list[str], batch_size: int) -> list[str]:
+        labels = []
+        for start in range(0, len(texts), batch_size):
+            encoded = self.tokenizer(texts[start : start + batch_size], truncation=True, max_length=self.max_length)
+            logits = self.graph({name: encoded[name] for name in self.input_names})
+            labels += [self.labels[i] for i in logits.argmax(1).tolist()]
+        return labels
+
+
+class Ours(Backend):
+    """A folder that quantize.py wrote, run by utils.predictor."""
+
+    def open(self) -> None:
+        from utils.predictor import Predictor
 
         self.predictor = Predictor(self.path, self.num_threads)
-        self.names = [node.name for node in self.predictor.session.get_inputs()]
+        self.input_names = [node.name for node in self.predictor.session.get_inputs()]
 
     def batches(self, rows: list[dict], batch_size: int) -> list[list[dict]]:
         # As `Predictor.predict_batch` does: only rows of the same length together, so that none is padded.
@@ -153,7 +206,7 @@ class Ours(Backend):
         return [prediction.label for prediction in self.predictor.predict_batch(texts, batch_size=batch_size)]
 
     def graph(self, inputs: dict):
-        return self.predictor.session.run(["logits"], {name: inputs[name] for name in self.names})[0]
+        return self.predictor.session.run(["logits"], inputs)[0]
 
 
 BACKENDS = {
@@ -164,6 +217,7 @@ BACKENDS = {
     "optimum_int8": Optimum,
     "openvino_fp32": OpenVinoFp32,
     "nncf_int8": OpenVino,
+    "ctranslate2_int8": CTranslate2,
     "ours_fp32": Ours,
     "ours_int8": Ours,
 }

@@ -13,12 +13,14 @@ import argparse
 import os
 import random
 import statistics
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.measures import BATCH_SIZES, measure_latency, measure_throughput
 from benchmarks.processes import ROOT, Setup, Worker, answer_of, make_models, prepare, read_partial, write_partial
 from benchmarks.results import (
     OURS,
@@ -38,8 +40,6 @@ from utils.system.errors import UserError
 from utils.system.files import write_json
 from utils.system.machine import describe_machine
 
-ROWS_A_TURN = 50
-BATCH_SIZES = (8, 32)
 COLD_STARTS = 3
 
 
@@ -73,23 +73,6 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def measure_latency(setup: Setup, number: int) -> dict:
-    """Latency of every timed row in every engine, taking turns; with fresh processes."""
-    order = random.Random(setup.seed * 1000 + number)
-    engines = list(setup.models)
-    latencies: dict[str, dict] = {engine: {} for engine in engines}
-    with ExitStack() as stack:
-        workers = {engine: stack.enter_context(Worker(setup, engine)) for engine in engines}
-        for start in tqdm(range(0, setup.num_rows, ROWS_A_TURN), desc=f"latency, processes {number + 1}", disable=None):
-            for engine in order.sample(engines, len(engines)):
-                stop = min(start + ROWS_A_TURN, setup.num_rows)
-                measured = workers[engine].ask("latencies", start=start, stop=stop)
-                for key, value in measured.items():
-                    # Lists of latencies and counts both add up.
-                    latencies[engine][key] = latencies[engine][key] + value if start else value
-    return {"latencies": latencies, "versions": {engine: setup.versions[engine] for engine in engines}}
-
-
 def measure_rates(setup: Setup, _: int) -> dict:
     """Throughput of every engine over all rows, by one process and by one a CPU."""
     throughput = {}
@@ -101,20 +84,6 @@ def measure_rates(setup: Setup, _: int) -> dict:
         throughput[engine] = {f"1x{setup.num_threads}": one, f"{setup.num_threads}x1": many}
     # In the same minutes as the engines, or a share of the peak would compare two different loads of the machine.
     return {"throughput": throughput, "gemm": measure_gemm(setup)}
-
-
-def measure_throughput(workers: list[Worker]) -> dict:
-    """Examples a second of processes that share the rows, for each batch size."""
-    rates = {}
-    for size in BATCH_SIZES:
-        for i, worker in enumerate(workers):
-            worker.send("throughput", batch_size=size, part=i, parts=len(workers))
-        measured = [worker.receive() for worker in workers]
-        num_rows = sum(each["num_rows"] for each in measured)
-        rates[str(size)] = {
-            path: num_rows / max(each[f"{path}_seconds"] for each in measured) for path in ("text", "graph")
-        }
-    return rates
 
 
 def measure_cold(setup: Setup, number: int) -> dict:
@@ -150,7 +119,7 @@ def measure_million(setup: Setup, _: int) -> dict:
 
 def measure_all(setup: Setup, args: argparse.Namespace) -> dict[str, list]:
     """Every measurement, or what an earlier run kept of it: a list each, of its repetitions."""
-    plan = [
+    plan: list[tuple[str, Callable[[Setup, int], dict], int]] = [
         ("latency", measure_latency, args.num_processes),
         ("throughput", measure_rates, 1),
         ("cold", measure_cold, 1 if args.quick else COLD_STARTS),

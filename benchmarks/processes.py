@@ -16,17 +16,23 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from benchmarks.backends import BACKENDS
 from utils.data.texts import read_rows
 from utils.models.config import load_config
 from utils.system.errors import UserError
 from utils.system.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-VENVS = {"optimum": ("optimum_fp32", "optimum_int8"), "openvino": ("openvino_fp32", "nncf_int8")}
+# The engines whose models `benchmarks.peers` makes, by the virtual environment that runs them.
+VENVS = {
+    "optimum": ("optimum_fp32", "optimum_int8"),
+    "openvino": ("openvino_fp32", "nncf_int8"),
+    "ctranslate2": ("ctranslate2_int8",),
+}
 CALIBRATION_ROWS = 300
 NUM_PREDICTIONS = 1_000_000
 # What changes a measurement when it changes.
-SOURCES = ("utils/runtime.py", "utils/data/tokenization.py", "benchmarks/worker.py", "benchmarks/backends.py")
+SOURCES = ("utils/predictor.py", "benchmarks/worker.py", "benchmarks/backends.py")
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,8 @@ def prepare(args: argparse.Namespace) -> Setup:
     n_ctx = load_config(args.config).n_ctx
     checkpoint = Path(args.bert_output_dir)
     try:
-        label_ids = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["label2id"]
+        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        label_ids, padding = config["label2id"], config["pad_token_id"]
         tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     except Exception as error:  # tokenizers raises a plain Exception
         raise UserError(f"--bert_output_dir {checkpoint} is not a classifier's checkpoint: name one") from error
@@ -164,9 +171,9 @@ def prepare(args: argparse.Namespace) -> Setup:
     tokenizer.enable_truncation(n_ctx)
     args.work_dir.mkdir(parents=True, exist_ok=True)
     kind = "quick" if args.quick else "full"
-    every = tokenized_rows(Path(args.data_dir) / "test.txt", tokenizer, label_ids)
+    every = tokenized_rows(Path(args.data_dir) / "test.txt", tokenizer, padding, label_ids)
     test = every[: args.num_rows]
-    train = tokenized_rows(Path(args.data_dir) / "train.txt", tokenizer, label_ids)
+    train = tokenized_rows(Path(args.data_dir) / "train.txt", tokenizer, padding, label_ids)
     calibration = random.Random(args.seed).sample(train, min(CALIBRATION_ROWS, len(train)))
     for name, rows in ((f"test-{kind}", test), ("test", every), ("calibration", calibration)):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -188,7 +195,7 @@ def prepare(args: argparse.Namespace) -> Setup:
     )
 
 
-def tokenized_rows(path: Path, tokenizer: Tokenizer, label_ids: dict[str, int]) -> list[dict]:
+def tokenized_rows(path: Path, tokenizer: Tokenizer, pad_token_id: int, label_ids: dict[str, int]) -> list[dict]:
     """Rows of one of the data set's text files, as `benchmarks.backends.read_rows` reads them.
 
     Raises:
@@ -204,7 +211,7 @@ def tokenized_rows(path: Path, tokenizer: Tokenizer, label_ids: dict[str, int]) 
                 "text": texts[0],
                 "label": label,
                 "label_id": label_ids[label],
-                "pad_token_id": tokenizer.token_to_id("[PAD]"),
+                "pad_token_id": pad_token_id,
                 "input_ids": encoded.ids,
                 "token_type_ids": encoded.type_ids,
             }
@@ -212,24 +219,34 @@ def tokenized_rows(path: Path, tokenizer: Tokenizer, label_ids: dict[str, int]) 
     return rows
 
 
-def make_models(args: argparse.Namespace, setup: Setup) -> Setup:
-    """Make the engines' models that are missing, and put all of them into the setup."""
+def make_models(
+    args: argparse.Namespace, setup: Setup, engines: Iterable[str] = tuple(BACKENDS), quantize_options: Iterable = ()
+) -> Setup:
+    """Make the models of `engines` that are missing, and put all of them into the setup.
+
+    Args:
+        quantize_options: more options of quantize.py, for ours.
+    """
     checkpoint = Path(args.bert_output_dir).resolve()
-    folders = {engine: (checkpoint, sys.executable) for engine in ("pytorch_fixed", "pytorch", "pytorch_int8")}
-    for peer, engines in VENVS.items():
+    folders = {engine: (checkpoint, sys.executable) for engine in engines if engine.startswith("pytorch")}
+    for peer, of_peer in VENVS.items():
+        missing = [engine for engine in of_peer if engine in engines]
+        if not missing:
+            continue
         # Not resolved: a virtual environment's Python is a link.
         python = os.path.abspath(getattr(args, f"{peer}_python"))
         if not os.path.exists(python):
-            print(f"{', '.join(engines)} left out: there is no {python} (--{peer}_python)")
+            print(f"{', '.join(missing)} left out: there is no {python} (--{peer}_python)")
             continue
         folder = setup.work_dir / peer
         start = [python, "-m", "benchmarks.peers", peer, checkpoint, setup.work_dir / "calibration.jsonl"]
-        make_once(folder, partial(peer_command, start, engines))
-        folders |= {engine: (folder / engine, python) for engine in engines}
-    for precision in ("fp32", "int8"):
-        folder = Path(getattr(args, f"ours_{precision}") or setup.work_dir / f"ours_{precision}").resolve()
-        make_once(folder, partial(our_command, args, precision=precision))
-        folders[f"ours_{precision}"] = folder, sys.executable
+        make_once(folder, partial(peer_command, start, of_peer))
+        folders |= {engine: (folder / engine, python) for engine in missing}
+    for engine in ("ours_fp32", "ours_int8"):
+        folder = Path(getattr(args, engine, None) or setup.work_dir / engine).resolve()
+        options = [*quantize_options, *(["--fp32"] if engine == "ours_fp32" else [])]
+        make_once(folder, partial(our_command, args, options))
+        folders[engine] = folder, sys.executable
     for engine, (folder, python) in folders.items():
         num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         setup.models[engine] = Model(folder, python, num_bytes)
@@ -242,7 +259,7 @@ def peer_command(start: list, engines: Iterable[str], folder: Path) -> list:
     return [*start, *(folder / engine for engine in engines)]
 
 
-def our_command(args: argparse.Namespace, folder: Path, precision: str) -> list:
+def our_command(args: argparse.Namespace, options: list, folder: Path) -> list:
     """The call of quantize.py that writes our model folder."""
     return [
         sys.executable,
@@ -251,7 +268,7 @@ def our_command(args: argparse.Namespace, folder: Path, precision: str) -> list:
         f"--data_dir={os.path.abspath(args.data_dir)}",
         f"--bert_output_dir={os.path.abspath(args.bert_output_dir)}",
         f"--output_dir={folder}",
-        *(["--fp32"] if precision == "fp32" else []),
+        *options,
     ]
 
 

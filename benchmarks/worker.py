@@ -14,7 +14,17 @@ from collections.abc import Callable
 
 WARMUP_ROWS = 10
 RSS_FIRST, RSS_EVERY = 10_000, 100_000
-LIBRARIES = ("torch", "transformers", "onnxruntime", "optimum", "optimum-onnx", "optimum-intel", "openvino", "nncf")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "onnxruntime",
+    "optimum",
+    "optimum-onnx",
+    "optimum-intel",
+    "openvino",
+    "nncf",
+    "ctranslate2",
+)
 GEMM_SHAPES = (
     (128, 384, 1536),
     (256, 384, 1536),
@@ -49,50 +59,75 @@ def milliseconds(run, items: list, warmup: list) -> tuple[list[float], list]:
 
 def latencies(backend, rows: list[dict], start: int, stop: int) -> dict:
     """Milliseconds of each of rows[start:stop], alone, on every path; and how many labels are right."""
-    before = [rows[i % len(rows)] for i in range(start - WARMUP_ROWS, start)]
-    turn = rows[start:stop]
-    graph, logits = milliseconds(
-        backend.graph, [backend.inputs([row]) for row in turn], [backend.inputs([row]) for row in before]
-    )
+    before, turn = turn_of(rows, start, stop)
+    from_ids = graph_latencies(backend, rows, start, stop)
     texts, before = [row["text"] for row in turn], [row["text"] for row in before]
     text, labels = milliseconds(backend.text, texts, before)
     by_hand, labels_by_hand = milliseconds(backend.by_hand, texts, before)
     return {
-        "graph": graph,
+        "graph": from_ids["graph"],
         "text": text,
         "by_hand": by_hand,
         "right": count_right(labels, turn),
-        "right_graph": count_right([int(scores[0].argmax()) for scores in logits], turn, "label_id"),
+        "right_graph": count_right([scores.index(max(scores)) for scores in from_ids["logits"]], turn, "label_id"),
         "right_by_hand": count_right(labels_by_hand, turn),
     }
 
 
+def graph_latencies(backend, rows: list[dict], start: int, stop: int) -> dict:
+    """Milliseconds of each of rows[start:stop], alone, from token ids to logits; and the logits."""
+    before, turn = turn_of(rows, start, stop)
+    graph, logits = milliseconds(
+        backend.graph, [backend.inputs([row]) for row in turn], [backend.inputs([row]) for row in before]
+    )
+    return {"graph": graph, "logits": [scores[0].tolist() for scores in logits]}
+
+
+def turn_of(rows: list[dict], start: int, stop: int) -> tuple[list[dict], list[dict]]:
+    """Rows to warm up on, and those to measure."""
+    return [rows[i % len(rows)] for i in range(start - WARMUP_ROWS, start)], rows[start:stop]
+
+
 def throughput(backend, rows: list[dict], batch_size: int, part: int, parts: int) -> dict:
-    """Rows a second in batches of rows of about the same length, text in and label out, and the graph alone.
+    """Seconds of all rows in batches of about the same length, text in and label out, and the graph alone.
 
     Args:
         part, parts: this process takes each `parts`-th row, as several of them share the work.
     """
-    rows = sorted(rows, key=lambda row: -len(row["input_ids"]))[part::parts]
+    rows = part_of(rows, part, parts)
     texts = [row["text"] for row in rows]
     backend.texts(texts[: 2 * batch_size], batch_size)
     start = time.perf_counter()
     labels = backend.texts(texts, batch_size)
     text_seconds = time.perf_counter() - start
+    return {
+        "text_seconds": text_seconds,
+        "graph_seconds": graph_seconds(backend, rows, batch_size),
+        "num_rows": len(rows),
+        "right": count_right(labels, rows),
+    }
 
+
+def graph_throughput(backend, rows: list[dict], batch_size: int, part: int, parts: int) -> dict:
+    """As `throughput`, of the graph alone."""
+    rows = part_of(rows, part, parts)
+    return {"graph_seconds": graph_seconds(backend, rows, batch_size), "num_rows": len(rows)}
+
+
+def part_of(rows: list[dict], part: int, parts: int) -> list[dict]:
+    """Each `parts`-th row, the longest first."""
+    return sorted(rows, key=lambda row: -len(row["input_ids"]))[part::parts]
+
+
+def graph_seconds(backend, rows: list[dict], batch_size: int) -> float:
+    """Seconds from token ids to logits of all rows, after two batches that do not count."""
     batches = [backend.inputs(batch) for batch in backend.batches(rows, batch_size)]
     for batch in batches[:2]:
         backend.graph(batch)
     start = time.perf_counter()
     for batch in batches:
         backend.graph(batch)
-    graph_seconds = time.perf_counter() - start
-    return {
-        "text_seconds": text_seconds,
-        "graph_seconds": graph_seconds,
-        "num_rows": len(rows),
-        "right": count_right(labels, rows),
-    }
+    return time.perf_counter() - start
 
 
 def count_right(labels: list, rows: list[dict], key: str = "label") -> int:
@@ -111,7 +146,9 @@ def serve(settings: dict, answer) -> None:
     answer({"versions": versions()})
     commands: dict[str, tuple[Callable[..., dict], list[dict]]] = {
         "latencies": (latencies, timed),
+        "graph_latencies": (graph_latencies, timed),
         "throughput": (throughput, every),
+        "graph_throughput": (graph_throughput, every),
     }
     for line in sys.stdin:
         command = json.loads(line)

@@ -14,12 +14,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-import utils.system.cpus
+import utils.predictor
 
 # Tiny models gain nothing from a second thread, and make test runs two processes, whose threads would wait for another.
 torch.set_num_threads(1)
 disable_progress_bar()
-utils.system.cpus.usable_cpus = lambda: 1
+utils.predictor.usable_cpus = lambda: 1
 
 # A background job of a shell script, and all that it starts, ignores Ctrl-C: tests of it would wait for nothing. Once
 # it has a handler, so have the processes that tests start.

@@ -14,7 +14,7 @@ from reference_model import LABELS, Reference, change_config, of_texts, random_t
 import cascade
 import utils.system.bars
 from utils.measuring.engines import cascade_engine, onnx_size
-from utils.runtime import Predictor
+from utils.predictor import Predictor
 
 TEXTS = [text for text in random_texts(150) if text]
 
@@ -36,7 +36,8 @@ def test_the_whole_way(trained, stages):
     code, stderr = trained.script("cascade", *arguments, "--max_asked=0.5")
     assert code == 0 and "[Chosen] : small " in stderr, stderr
     names = {path.name for path in out.iterdir()}
-    assert names == {"config.json", "README.md", "frontier.json", "frontier.png", "frontier.svg", "stage-0", "stage-1"}
+    files = {"config.json", "README.md", "frontier.json", "frontier.png", "frontier.svg"}
+    assert names == {*files, "predictor.py", "requirements.txt", "stage-0", "stage-1"}
     config = json.loads((out / "config.json").read_text())
     (first, last), asked = config["fastformers"]["cascade"], config["fastformers"]["asked"]
     assert 0 <= asked <= 0.5 and 0 <= first["threshold"] <= 1 and last["threshold"] == 0 and first["temperature"] > 0

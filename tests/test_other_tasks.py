@@ -8,6 +8,10 @@ from conftest import fails
 from task_data import MULTI, SCORES, ready, rows_of, write_task
 from transformers import pipeline
 
+from utils.models.checkpoint import load_tokenizer
+from utils.models.classifier import load_model
+from utils.models.config import load_config
+
 MEASURES = {MULTI: "macro_f1", SCORES: "pearson"}
 
 

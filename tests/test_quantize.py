@@ -17,10 +17,11 @@ from quantize import VersionResult, choose
 from utils.export.graph import WORDS
 from utils.export.int8 import CANDIDATES
 from utils.measuring import timing
+from utils.measuring.engines import run_session
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_model, model_inputs
 from utils.models.config import Config, load_config
-from utils.runtime import Predictor, load_session, run_session
+from utils.predictor import Predictor, load_session
 
 
 def result(accuracy: float, p50: float, drift: float = 0.0, megabytes: float = 1.0) -> VersionResult:
@@ -69,9 +70,46 @@ def test_folder_predicts_what_pytorch_does(trained, model_dir):
             assert np.abs(got - expected).max() < tolerance
 
 
+def test_a_single_file_holds_its_weights(trained):
+    """And gives what two files and model.unpadded.onnx give, to everything that reads a folder."""
+    folders = {"single": ["--single_file"], "several": []}
+    for name, options in folders.items():
+        code, stderr = trained.quantize(f"--output_dir={trained.folder}/{name}", "--fp32", *options, source="teacher")
+        assert code == 0, stderr
+    single, several = (trained.folder / name for name in folders)
+    assert [path.name for path in single.glob("model.*")] == ["model.onnx"]
+    texts = [line.split("\t")[0] for line in (trained.data / "test.txt").read_text().splitlines()]
+    expected = Predictor(several).predict_batch(texts)
+    for prediction, other in zip(Predictor(single).predict_batch(texts), expected, strict=True):
+        assert list(prediction.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=1e-5)
+    accuracies = []
+    for folder in (several, single):
+        graph = ["--enable_ort", f"--onnx_path={folder}", "--output_json=result.json"]
+        rung = ["--rung", "int8", "onnx", folder, f"--output_dir={trained.folder}/ladder", "--num_threads=1"]
+        cascade = [single, several, f"--data_dir={trained.data}", f"--output_dir={trained.folder}/cascade"]
+        for code, stderr in (
+            trained.evaluate(*graph),
+            trained.script("report", *trained.common(), *rung),
+            trained.script("cascade", *cascade, "--max_asked=0.5"),
+        ):
+            assert code == 0, stderr
+        ladder = json.loads((trained.folder / "ladder/ladder.json").read_text())["rungs"][0]
+        result = json.loads((trained.folder / "result.json").read_text())
+        assert result["model_bytes"] == ladder["model_bytes"] > 4 * 1000
+        accuracies += [result["accuracy"], ladder["accuracy"]]
+    assert len(set(accuracies)) == 1
+    assert Predictor(trained.folder / "cascade").predict_batch(texts)[0].probabilities.keys() == {
+        "negative",
+        "positive",
+    }
+    fails(trained.quantize("--single_file", source="teacher"), "--single_file", "--output_dir")
+
+
 def test_folder_is_complete(model_dir):
     names = {"model.onnx", "model.unpadded.onnx", "model.weights", "tokenizer.json", "config.json", "README.md"}
-    assert names <= {path.name for path in model_dir.iterdir()}
+    assert names | {"predictor.py", "requirements.txt"} <= {path.name for path in model_dir.iterdir()}
+    # As long as n_ctx, not as the encoder: transformers and transformers.js truncate by it.
+    assert json.loads((model_dir / "tokenizer_config.json").read_text())["model_max_length"] == 16
     inputs = [
         [value.name for value in onnx.load(model_dir / name, load_external_data=False).graph.input]
         for name in ("model.onnx", "model.unpadded.onnx")

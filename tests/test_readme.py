@@ -125,6 +125,10 @@ class Folder:
         self.shell(f"OMP_NUM_THREADS=1 {command} --epoch=1 --device=cpu 2>&1")
         assert "2 process(es)" in self.shown and self.shown.count("[Best]") == 1
 
+    def pip(self, command: str) -> None:
+        """That the file is there; test_serving.py installs such packages."""
+        assert (self.path / command.split()[-1]).is_file()
+
     def node(self, command: str) -> None:
         """By test_node."""
 
@@ -135,7 +139,8 @@ RULES = {
     r"python report\.py .*": Folder.report,
     r"python (?!report)\w+\.py [^|>]*": Folder.script,
     r"mkdir -p \S+ && cp \S+ \S+": Folder.shell,
-    r'echo "[^"]*" \| python predict\.py \S+': Folder.shell,
+    r'echo "[^"]*" \| python (predict\.py \S+|\S+/predictor\.py)': Folder.shell,
+    r"pip install -r \S+/requirements\.txt": Folder.pip,
     r"torchrun .*": Folder.torchrun,
     r'echo "[^"]*" \| node label\.mjs \S+|ONNXRUNTIME_NODE_INSTALL=skip npm install [\w@/ -]+': Folder.node,
 }
@@ -195,6 +200,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    sys.modules.pop("predictor", None)  # of the folder of another test
     monkeypatch.chdir(tmp_path)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     runner = subprocess.Popen([sys.executable, "-m", "faults.processes"], cwd=tmp_path, text=True, **pipes)
@@ -211,7 +218,7 @@ def run_blocks(folder: Folder, names: list[str]) -> None:
         for command in commands_of(text) if language == "sh" else []:
             if not (command.startswith("make ladder") and names == DOCS):  # its commands are on the page
                 rule_of(command)(folder, command)
-            if "| python predict.py" in command:
+            if "| python " in command:
                 assert re.fullmatch(r"(negative|positive|billing|login|other|rare)\t[01]\.\d+\n", folder.shown)
             if command.startswith("python evaluate.py"):
                 assert re.search(r"^INFO:__main__:\[Accuracy\] : \d\.\d{4}, +\d+/ +24$", folder.shown, re.MULTILINE)
@@ -267,7 +274,7 @@ NO_NODE = "needs node, and in the repository's root what docs/serving.md install
 def test_node(tmp_path):
     from utils.export.fused import build_graph
     from utils.export.model_dir import write_model_dir
-    from utils.runtime import GRAPH, UNPADDED_GRAPH, Predictor
+    from utils.predictor import GRAPH, UNPADDED_GRAPH, Predictor
 
     tokenizer = word_pieces()
     encoder = make_encoder(tmp_path / "encoder", "bert", tokenizer, hidden_size=64, intermediate_size=100)

@@ -8,7 +8,8 @@ from utils.export.calibrated import divide_logits
 from utils.export.fused import build_graph
 from utils.export.int8 import Recipe, quantize_int8
 from utils.export.plain import export_plain, quantize_plain, to_fp16
-from utils.runtime import load_session, run_session
+from utils.measuring.engines import run_session
+from utils.predictor import load_session
 
 GRAPHS = {
     "fused": lambda model: build_graph(model),

@@ -3,13 +3,16 @@
 import numpy as np
 import onnx
 import pytest
+import torch
 from tiny_graphs import batches_of, numpy_batch, runner, tiny_model
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from quantize import export
 from utils.export.fused import build_graph
 from utils.export.plain import export_plain, quantize_plain, save_graphs, to_fp16
-from utils.export.verify import compare_logits
-from utils.measuring.engines import pytorch_engine
-from utils.runtime import load_session, run_session
+from utils.export.verify import compare_logits, pytorch_logits
+from utils.measuring.engines import pytorch_engine, run_session
+from utils.predictor import load_session
 from utils.system.errors import UserError
 
 # Encoders that no row of the table describes, and what their configurations call their sizes.
@@ -50,6 +53,22 @@ def test_any_other_encoder_is_exported_plainly(family, sizes, tmp_path):
     int8 = quantize_plain(graph, 7)
     assert "MatMulInteger" in [node.op_type for node in int8.graph.node]
     assert compare_logits(runner(int8, tmp_path), expected, batches) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"), [([8], ""), ([7, 8], "differ from PyTorch's"), ([8, 30], "cannot run some rows")]
+)
+def test_an_export_that_fits_rows_of_one_length_is_refused(lengths, message):
+    """Funnel's pooled positions become constants of the 8 tokens that torch.onnx follows."""
+    sizes = dict(d_model=32, n_head=4, d_head=8, d_inner=48, block_sizes=[1, 1], vocab_size=100, pad_token_id=0)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("funnel", **sizes)).eval()
+    graphs, batches = export(model), [numpy_batch(model, [length]) for length in lengths]
+    if not message:
+        assert len(pytorch_logits(model, graphs, batches, 2)) == 1
+        return
+    with pytest.raises(UserError, match=f"{message}.*so nothing was written.*families in configs/.*'funnel'"):
+        pytorch_logits(model, graphs, batches, 2)
 
 
 def test_damaged_file(tmp_path):

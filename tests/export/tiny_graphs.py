@@ -8,10 +8,10 @@ from transformers import AutoModelForSequenceClassification
 
 from utils.export.fused import build_graph
 from utils.export.verify import compare_logits
-from utils.measuring.engines import pytorch_engine
+from utils.measuring.engines import pytorch_engine, run_session
 from utils.models.families import layers_of
+from utils.predictor import load_session
 from utils.pruning.narrow import narrow_layer
-from utils.runtime import load_session, run_session
 
 
 def tiny_model(family: str, num_layers: int = 3, **sizes):

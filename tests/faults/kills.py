@@ -21,7 +21,7 @@ from safetensors import safe_open
 from faults.processes import Recipe, die, nothing, start, wait
 from utils.export.int8 import CANDIDATES
 from utils.measuring import timing
-from utils.runtime import Predictor
+from utils.predictor import Predictor
 from utils.system.journal import unfinished_path
 
 SAVE_STEPS = 5  # as in Recipe

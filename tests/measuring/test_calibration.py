@@ -9,7 +9,7 @@ from utils.measuring.calibration import (
     expected_calibration_error,
     fit_temperature,
 )
-from utils.runtime import softmax
+from utils.predictor import softmax
 
 
 def drawn(temperature: float, num_labels: int = 3, count: int = 20_000) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from utils.measuring import instances
 from utils.measuring.engines import onnx_engine
-from utils.system.cpus import allowed_cores
+from utils.predictor import allowed_cores
 from utils.system.errors import UserError
 
 IDENTICAL = ["accuracy", "num_correct", "num_examples", "confusion_matrix"]

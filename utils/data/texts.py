@@ -15,8 +15,8 @@ from utils.data.formats import (
     undecodable_line,
 )
 from utils.data.labels import Columns, cell_reader, joined, label_columns
-from utils.data.tokenization import Text
 from utils.models.config import MULTI_LABEL
+from utils.predictor import Text
 from utils.system.errors import UserError
 
 SPLITS = ("train", "valid", "test")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from utils.export.model_dir import check_model_dir
+from utils.export.model_dir import check_model_dir, copy_runtime
 from utils.measuring.picture import save_figure
-from utils.runtime_folder import StageFolder
+from utils.predictor import StageFolder
 from utils.system.errors import UserError
 from utils.system.files import atomic_folder, write_json
 
@@ -22,7 +22,8 @@ pipeline_tag: text-classification
 {names}: each model labels the texts that those before it are not sure of.
 {rule}.
 
-    python predict.py THIS_FOLDER < texts.txt
+    pip install -r requirements.txt
+    python predictor.py < texts.txt
 
 Each stage's folder is a model of its own, which any onnxruntime runs. config.json has, for each, the temperature by
 which its logits are divided, and the threshold that the probability of its answer must be above for it to count.
@@ -70,7 +71,7 @@ def write_cascade_dir(
         entries, hashes = [], {}
         for number, stage in enumerate(stages):
             name = f"stage-{number}"
-            shutil.copytree(stage.model.path, folder / name)
+            shutil.copytree(stage.model.path, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
             hashes[f"{name}/config.json"] = hashlib.sha256((folder / name / "config.json").read_bytes()).hexdigest()
             entries.append({"folder": name, "temperature": stage.temperature, "threshold": stage.threshold})
         texts = {"texts": stages[0].model.texts_a_row} if stages[0].model.texts_a_row else {}
@@ -91,3 +92,4 @@ def write_cascade_dir(
             machine=", ".join(f"{key} {value}" for key, value in origin["machine"].items()),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
+        copy_runtime(folder)

@@ -1,16 +1,21 @@
-"""A folder that holds all that `utils.runtime.Predictor` needs: graphs, tokenizer, labels, and how it was made."""
+"""A folder that labels texts by itself: graphs, tokenizer, labels, how it was made, and the program that runs it."""
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
+import onnx
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+import utils.predictor
 from utils.export.plain import Graphs, save_graphs
 from utils.models.checkpoint import labels_of
-from utils.runtime import TOKENIZER, WEIGHTS
+from utils.predictor import GRAPH, TOKENIZER, WEIGHTS
 from utils.system.errors import UserError
 from utils.system.files import atomic_folder, check_output_folder, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CARD = """---
 library_name: onnx
@@ -21,12 +26,13 @@ pipeline_tag: text-classification
 
 A {family} encoder, as ONNX graphs ({version}). Texts are read up to {n_ctx} tokens.
 
-    python predict.py THIS_FOLDER < texts.txt
+    pip install -r requirements.txt
+    python predictor.py < texts.txt
 
 `model.onnx` takes input_ids, attention_mask and, where listed, token_type_ids (int64, [batch, sequence]) and gives
 logits, float32 [batch, {num_labels}], in the order of config.json's id2label. Any onnxruntime runs it.
 `model.unpadded.onnx`, where it is there, is the same without attention_mask: faster, for a batch whose rows all have
-the same number of tokens. Both take their weights from `model.weights`.
+the same number of tokens. Both take their weights from `model.weights`, where it is there.
 
 ## How it was made
 
@@ -60,6 +66,7 @@ def write_model_dir(
     hub_config: PretrainedConfig,
     origin: dict,
     table: str,
+    single_file: bool = False,
 ) -> None:
     """Write the folder whole, replacing an older one.
 
@@ -67,14 +74,19 @@ def write_model_dir(
         graphs: `GRAPH` and, where rows without padding have a graph of their own, `UNPADDED_GRAPH`.
         origin: how it was made: `n_ctx`, `version`, `machine`; goes into config.json.
         table: the versions that were measured; goes into README.md.
+        single_file: write `GRAPH` alone, with its weights in it.
     """
     with atomic_folder(path) as folder:
-        save_graphs(graphs, folder, WEIGHTS)
+        if single_file:
+            onnx.save(graphs[GRAPH], folder / GRAPH)
+        else:
+            save_graphs(graphs, folder, WEIGHTS)
+        files = [GRAPH] if single_file else [*graphs, WEIGHTS]
         tokenizer.save_pretrained(folder)
         hub_config.save_pretrained(folder)
-        files = [*graphs, WEIGHTS, TOKENIZER]
+        _set_longest_row(folder / "tokenizer_config.json", origin["n_ctx"])
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+        hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in [*files, TOKENIZER]}
         config.pop("auto_map", None)  # of a pruned checkpoint's PyTorch code, which is not needed here
         config["fastformers"] = origin | {"files": hashes}
         write_json(folder / "config.json", config)
@@ -89,6 +101,19 @@ def write_model_dir(
             machine=", ".join(f"{key} {value}" for key, value in origin["machine"].items()),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
+        copy_runtime(folder)
+
+
+def copy_runtime(folder: Path) -> None:
+    """Put in what labels texts with a folder, and the names of the packages that it needs."""
+    shutil.copyfile(utils.predictor.__file__, folder / "predictor.py")
+    shutil.copyfile(ROOT / "requirements-runtime.txt", folder / "requirements.txt")
+
+
+def _set_longest_row(path: Path, n_ctx: int) -> None:
+    """Have other libraries truncate where this project does, and not at the encoder's own length."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, settings | {"model_max_length": n_ctx})
 
 
 def _is_model_dir(path: Path) -> bool:

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 from utils.data.tables import Data, collate, evenly_spaced, lengths
 from utils.export.plain import Graphs, open_graph
 from utils.measuring.engines import Engine, pytorch_engine
-from utils.runtime import UNPADDED_GRAPH
+from utils.predictor import UNPADDED_GRAPH
 from utils.system.bars import progress_bar
-from utils.system.errors import UserError
+from utils.system.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +38,30 @@ def pytorch_logits(model: PreTrainedModel, fp32: Graphs, batches: list[dict], nu
     """PyTorch's logits [rows, labels] of each batch, once the fp32 graphs' are found to be the same.
 
     Raises:
-        UserError: they differ by more than `MAX_FP32_DIFFERENCE`.
+        UserError: they differ by more than `MAX_FP32_DIFFERENCE`, or a graph that torch.onnx exported cannot run all of
+            them.
     """
     run_model = pytorch_engine(model)
     expected = [run_model(batch) for batch in progress_bar(batches, desc="PyTorch", unit="batch")]
-    difference = largest_difference(fp32, batches, expected, num_labels)
+    mend = "check that the folder of --bert_output_dir holds finite weights"
+    if UNPADDED_GRAPH not in fp32:  # torch.onnx follows one batch through the model, and may take its length for all's
+        mend += (
+            f", and if so use one of the families in configs/: torch.onnx exports {model.config.model_type!r} for rows "
+            "of one length only"
+        )
+    try:
+        difference = largest_difference(fp32, batches, expected, num_labels)
+    except Exception as error:  # onnxruntime raises whatever such a graph provokes
+        if UNPADDED_GRAPH in fp32:
+            raise
+        raise UserError(
+            f"the fp32 graph cannot run some rows ({first_line(error)}), so nothing was written: {mend}"
+        ) from error
     # Not `>`: a NaN must fail too.
     if not difference <= MAX_FP32_DIFFERENCE:
         raise UserError(
             f"the fp32 graph's logits differ from PyTorch's by {difference:.2g}, more than {MAX_FP32_DIFFERENCE}, so "
-            "nothing was written: check that the folder of --bert_output_dir holds finite weights"
+            f"nothing was written: {mend}"
         )
     logger.info("[fp32] : largest logit difference from PyTorch %.2g", difference)
     return expected

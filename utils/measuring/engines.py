@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.runtime import GRAPH, UNPADDED_GRAPH, Predictor, load_session, run_session
-from utils.runtime_folder import is_cascade, read_stages
+from utils.predictor import GRAPH, UNPADDED_GRAPH, Predictor, is_cascade, load_session, read_stages
 from utils.system.errors import UserError
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
     from transformers import PreTrainedModel
 
     from utils.models.config import Config
@@ -102,6 +102,16 @@ def onnx_engine(graph: str | Path | bytes, num_threads: int, num_labels: int) ->
         return run_session(session, batch)
 
     return run
+
+
+def run_session(session: InferenceSession, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Logits of a batch, float32 [rows, labels].
+
+    Args:
+        batch: int64 arrays [rows, tokens]: input_ids, attention_mask, token_type_ids. What the graph does not take is
+            not passed, so any further keys do no harm.
+    """
+    return session.run(["logits"], {node.name: batch[node.name] for node in session.get_inputs()})[0]
 
 
 def open_onnx(path: str | Path, num_threads: int, labels: list[str], has_padding: bool = False) -> Engine:

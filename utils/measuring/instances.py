@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 
 import numpy as np
 
-from utils.system.cpus import allowed_cores
+from utils.predictor import allowed_cores
 from utils.system.errors import UserError
 from utils.system.signals import ctrl_c_ignored
 

@@ -14,7 +14,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedTokenizerFast
 
-from utils.data.tokenization import Text
 from utils.measuring.engines import checkpoint_bytes, onnx_size, pytorch_engine
 from utils.measuring.instances import serve
 from utils.measuring.ladder import Measurement
@@ -29,7 +28,7 @@ from utils.measuring.text_engines import (
 from utils.measuring.timing import timed_in_turns
 from utils.models.checkpoint import config_of_checkpoint, load_tokenizer
 from utils.models.classifier import load_model
-from utils.runtime_folder import is_cascade
+from utils.predictor import Text, is_cascade
 from utils.system.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from utils.data.tokenization import Text, TokenRow, prepare_tokenizer, tokenize
 from utils.measuring.engines import Engine, onnx_engine
-from utils.runtime import Predictor
+from utils.predictor import Predictor, Text, TokenRow, prepare_tokenizer, tokenize
 from utils.system.errors import UserError
 
 

@@ -5,8 +5,8 @@ import os
 import re
 from pathlib import Path
 
+from utils.predictor import check_fetched
 from utils.system.errors import UserError
-from utils.system.placeholders import check_fetched
 
 MEND = "check the path, or fetch a pretrained encoder with `python embeddings/fetch.py NAME`"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
