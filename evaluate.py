@@ -173,7 +173,7 @@ def thresholds_to_use(
         UserError: thresholds are asked for but the task is another; or as `folder_thresholds`.
     """
     if not args.tune_thresholds:
-        return folder_thresholds(args.onnx_path, data.labels) if args.onnx_path else None
+        return folder_thresholds(args.onnx_path) if args.onnx_path else None
     if config.task != MULTI_LABEL:
         raise UserError(f"--tune_thresholds is for the task multi_label, and this one is {config.task}: leave it out")
     order, batches = batches_of(args, config, data, "valid", pad_token_id)

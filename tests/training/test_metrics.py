@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from utils.predictor import sigmoid
 from utils.training.metrics import (
     given_labels,
     measure,
     ranking_measures,
-    sigmoid,
     tuned_thresholds,
 )
 

@@ -7,6 +7,7 @@ more is better.
 import numpy as np
 
 from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from utils.predictor import sigmoid
 
 # scikit-learn and scipy are imported where they are used: they take a second, and one label a row needs neither.
 
@@ -52,11 +53,6 @@ def measure(name: str, logits: np.ndarray, labels: np.ndarray, thresholds: np.nd
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels > 0.5, given, average=name.removesuffix("_f1"), zero_division=0))
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """The probability of every label where a row has any number of them."""
-    return 0.5 * (1 + np.tanh(0.5 * logits))
 
 
 def given_labels(logits: np.ndarray, thresholds: np.ndarray | None = None) -> np.ndarray:
