@@ -21,6 +21,7 @@ rows, and the throughput is that of all together, from the moment when every one
 """
 
 import argparse
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -44,8 +45,8 @@ from utils.measuring.results import (
     single_label_result,
 )
 from utils.measuring.timing import WARMUP_BATCHES, latency_summary, timed
-from utils.models.checkpoint import check_labels, load_hub_config, load_tokenizer
-from utils.models.config import MULTI_LABEL, SINGLE_LABEL, Config, load_config
+from utils.models.checkpoint import check_labels, check_task, load_hub_config, load_tokenizer
+from utils.models.config import MULTI_LABEL, SINGLE_LABEL, TASKS, Config, load_config
 from utils.predictor import is_cascade, usable_cpus
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
@@ -132,6 +133,8 @@ def engine_opener(args: argparse.Namespace, config: Config, labels: list[str]) -
     if args.enable_ort:
         hub_config = load_hub_config(args.bert_output_dir, "--bert_output_dir", config)
         check_labels(hub_config, labels, args.bert_output_dir, "--bert_output_dir")
+        check_task(hub_config, config.task, f"--bert_output_dir={args.bert_output_dir}")
+        check_folder_task(args.onnx_path, config.task)
         has_padding = args.batch_size > 1 or args.use_fixed_seq_length
         return partial(open_onnx, args.onnx_path, args.num_threads, labels, has_padding)
     device = choose_device(args.device)
@@ -172,10 +175,10 @@ def thresholds_to_use(
     Raises:
         UserError: thresholds are asked for but the task is another; or as `folder_thresholds`.
     """
-    if not args.tune_thresholds:
-        return folder_thresholds(args.onnx_path) if args.onnx_path else None
-    if config.task != MULTI_LABEL:
+    if args.tune_thresholds and config.task != MULTI_LABEL:
         raise UserError(f"--tune_thresholds is for the task multi_label, and this one is {config.task}: leave it out")
+    if not args.tune_thresholds:
+        return folder_thresholds(args.onnx_path) if args.onnx_path and config.task == MULTI_LABEL else None
     order, batches = batches_of(args, config, data, "valid", pad_token_id)
     outputs, _, _ = time_batches(open_engine, batches, args.num_instances, args.num_threads)
     return tuned_thresholds(in_row_order(outputs, order), row_labels(data.splits["valid"]))
@@ -191,10 +194,22 @@ def result_of(
     if data.task == MULTI_LABEL:
         return multi_label_result(logits, true, data.labels, thresholds)
     queries = None
-    if data.texts_a_row == 2:
-        rows = labelled_texts(split_path(Path(args.data_dir), args.split), columns_of(data))
-        queries = [text[0] for text, _ in rows]
+    path = split_path(Path(args.data_dir), args.split)
+    if data.texts_a_row == 2 and path.exists():
+        queries = [text[0] for text, _ in labelled_texts(path, columns_of(data))]
     return regression_result(logits, true, data.labels, queries)
+
+
+def check_folder_task(path: str, task: str) -> None:
+    """Check that a folder of quantize.py, if it is one, is for this task.
+
+    Raises:
+        UserError: it is for another.
+    """
+    config = Path(path) / "config.json"
+    own = json.loads(config.read_text(encoding="utf-8")).get("problem_type") if config.is_file() else None
+    if own not in (None, TASKS[task]):
+        raise UserError(f'{path} is for {own} but the config says "task": "{task}": write its task there')
 
 
 def time_batches(

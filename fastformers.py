@@ -12,6 +12,8 @@ it into data_dir/tokenized-..., once. The names of several follow one another, a
 losses against each: with --kd_loss=soft_cross_entropy it learns the mean of their probabilities, with mse the mean of
 their logits, in which a teacher with larger logits counts for more (Hinton et al. 2015 have both, as the arithmetic and
 the geometric mean). The losses of hidden states, attention and relations are taken against the first one alone.
+Where the config names another task than one label a text, the same losses are taken of each label or score: see
+docs/tasks.md.
 --augmented adds the rows that augment_data.py made, --unlabelled those of unlabelled.txt. --soft_labels learns from the
 probabilities in the data, where rows have some, and needs no teacher. The best model on valid.txt (--measure) is kept.
 The teachers' logits are kept beside their tokenized data, and computed once. Stopped or killed, the same command

@@ -12,6 +12,9 @@ a time, which is faster.
 With --min_probability=0.8, for those who give unsure answers to a person, each line says further whether the label's
 probability is at least that: sure or unsure, or, as jsonl, {"sure": true} or false.
 
+Where a text has any number of labels they are joined, as by |, and so are their probabilities; jsonl has a list of
+labels as well. A model of scores writes these, of a reranker that of each query<TAB>passage.
+
 Of lines on standard input, the file predictor.py in the model folder does the same without this project.
 """
 

@@ -118,7 +118,7 @@ def parse_args() -> argparse.Namespace:
         "--importance_target",
         choices=["labels", "logits"],
         default="labels",
-        help="logits: the model's own predictions take the labels' place",
+        help="logits: the model's own predictions take the labels' place (of scores: their own gradient does)",
     )
     group.add_argument(
         "--normalize_importance", action="store_true", help="make each layer's scores sum to 1; without it, as they are"
