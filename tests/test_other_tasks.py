@@ -282,6 +282,8 @@ def run_predict(folder, form: str, steps, *more: str) -> int:
 
 def test_sure_answers(project, capsys):
     prediction = Prediction("a|b", {"a": 0.9, "b": 0.7, "c": 0.2}, labels=["a", "b"])
+    with pytest.raises(UserError, match="labels, not scores"):
+        prediction.score  # noqa: B018
     assert is_sure(prediction, 0.7) and not is_sure(prediction, 0.75)
     assert not is_sure(prediction._replace(probabilities={"a": 0.9, "b": 0.9, "c": 0.4}), 0.7)
     steps = ready(project(), SCORES)

@@ -81,7 +81,9 @@ class Prediction(NamedTuple):
 
     @property
     def score(self) -> float:
-        return next(iter((self.scores or {}).values()))
+        if self.scores is None:
+            raise UserError("the model gives labels, not scores: read label and probabilities")
+        return next(iter(self.scores.values()))
 
 
 class Predictor:

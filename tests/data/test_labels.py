@@ -203,3 +203,15 @@ def test_a_task_that_the_tokens_were_not_made_for(project):
     fails(steps.train(), "tokenized for the task multi_label but the config says single_label", '"task": "multi_label"')
     (steps.folder / "config.json").write_text(json.dumps(CONFIG | {"task": "several"}))
     fails(steps.preprocess(), "unknown task 'several'", "single_label, multi_label, regression")
+
+
+def test_several_scores_of_a_text_file(project):
+    steps = write_task(project(), SCORES)
+    for split in SPLITS:
+        (steps.data / f"{split}.jsonl").unlink()
+        write(steps.data / f"{split}.txt", "good\t1|20\nbad\t2.5|-3\n")
+    assert steps.preprocess()[0] == 0
+    assert (steps.data / "label.txt").read_text() == "score_0\nscore_1\n"
+    assert row_labels(table_of(steps, SCORES)).tolist() == [[1, 20], [2.5, -3]]
+    write(steps.data / "valid.txt", "good\t1\n")
+    fails(steps.preprocess(), "valid.txt, line 1: 1 scores, but 2 before")

@@ -104,8 +104,8 @@ def _check_scores(rows: Iterator[PlacedRow], names: Columns, train: Path) -> dic
             num_rows += 1
             differ |= {i for i, value in enumerate(values) if value != first[i]}
     assert first, "numbered_rows refuses an empty file"
-    if len(columns) == 1 and len(first) > 1:
-        columns = [f"{columns[0]}_{i}" for i in range(len(first))]
+    if len(columns) != len(first):  # of a text file, which has no names for them
+        columns = [f"score_{i}" for i in range(len(first))]
     same = [name for i, name in enumerate(columns) if i not in differ]
     if same:
         raise UserError(f"{train}: all rows have the same {same[0]!r}: there is nothing to learn: correct it")
