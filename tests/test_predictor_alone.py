@@ -201,6 +201,25 @@ def test_its_host_stays_as_it_is(copy, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+FORK = """
+import os, sys
+sys.path.insert(0, {!r})
+import predictor
+child = os.fork()
+name = predictor.Predictor(num_threads=1).predict("good").label
+if child:
+    print(name, os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_fork_after_the_import(copy, tmp_path):
+    """As a server makes that loads its application first: each process then opens the model for itself, and ends."""
+    done = python("-W", "ignore", "-c", FORK.format(str(copy)), folder=tmp_path, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split()[0] in LABELS and done.stdout.split()[1] == "0"
+
+
 @pytest.mark.parametrize(
     ("text", "options", "part"),
     [

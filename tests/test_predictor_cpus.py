@@ -83,6 +83,7 @@ ONE_MODEL = ["--config=c", "--data_dir=d", "--bert_output_dir=b"]
         ("evaluate", ONE_MODEL, 6),
         ("evaluate", [*ONE_MODEL, "--num_instances=2"], 3),
         ("evaluate", [*ONE_MODEL, "--num_instances=7"], 1),
+        ("cascade", ["a", "b", "--data_dir=d", "--output_dir=o", "--max_asked=1"], 6),
         ("report", ["--config=c", "--data_dir=d", "--rung", "a", "b", "c", "--output_dir=o"], 6),
     ],
 )
@@ -92,6 +93,28 @@ def test_default_of_num_threads(script, arguments, threads, monkeypatch):
     monkeypatch.setattr(module, "usable_cpus", lambda: 6, raising=False)
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
     assert module.parse_args().num_threads == threads
+
+
+DEFAULTS = """
+import importlib, sys
+from utils.export import plain
+counts = []
+for line in {commands!r}:
+    sys.argv = line.split()
+    counts.append(importlib.import_module(sys.argv[0].removesuffix(".py")).parse_args().num_threads)
+plain.onnx_engine = lambda graph, num_threads, num_labels: num_threads
+graph = type("Graph", (), {{"SerializeToString": lambda self: b""}})()
+print(*counts, plain.open_graph(graph, 2))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pins a process to a core, as taskset does")
+def test_every_script_takes_what_it_may_use():
+    """Of quantize.py, the graphs that it measures."""
+    one_model = " ".join(ONE_MODEL)
+    commands = ["predict.py m", f"evaluate.py {one_model}", "cascade.py a b --data_dir=d --output_dir=o --max_asked=1"]
+    commands.append("report.py --config=c --data_dir=d --rung a b c --output_dir=o")
+    assert in_a_process(DEFAULTS.format(commands=commands), allowed_cores()[-1]) == "1 1 1 1 1"
 
 
 def test_graphs_of_quantize_use_all(monkeypatch):

@@ -85,7 +85,8 @@ def test_a_single_file_holds_its_weights(trained):
     accuracies = []
     for folder in (several, single):
         graph = ["--enable_ort", f"--onnx_path={folder}", "--output_json=result.json"]
-        rung = ["--rung", "int8", "onnx", folder, f"--output_dir={trained.folder}/ladder", "--num_threads=1"]
+        rung = ["--rung", "teacher", "pytorch", trained.folder / "teacher", "--rung", "fp32", "onnx", folder]
+        rung += [f"--output_dir={trained.folder}/ladder", "--num_threads=1"]
         cascade = [single, several, f"--data_dir={trained.data}", f"--output_dir={trained.folder}/cascade"]
         for code, stderr in (
             trained.evaluate(*graph),
@@ -93,7 +94,7 @@ def test_a_single_file_holds_its_weights(trained):
             trained.script("cascade", *cascade, "--max_asked=0.5"),
         ):
             assert code == 0, stderr
-        ladder = json.loads((trained.folder / "ladder/ladder.json").read_text())["rungs"][0]
+        ladder = json.loads((trained.folder / "ladder/ladder.json").read_text())["rungs"][1]
         result = json.loads((trained.folder / "result.json").read_text())
         assert result["model_bytes"] == ladder["model_bytes"] > 4 * 1000
         accuracies += [result["accuracy"], ladder["accuracy"]]

@@ -17,7 +17,6 @@ import pytest
 from conftest import ROOT, WORDS, make_encoder, make_tokenizer, write_texts
 from task_data import MULTI, SCORES, rows_of
 from tokenizers import models
-from transformers import AutoModelForSequenceClassification
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 NAMES = [
@@ -34,7 +33,7 @@ NAMES = [
 ]
 DOCS = [f"docs/{name}.md" for name in NAMES]  # in an order in which each finds what those before it wrote
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ["README.md", *DOCS]}
-NODE_PACKAGES = ("onnxruntime-node", "@huggingface/tokenizers")
+OTHER_PACKAGES = ("fastapi", "optimum")  # programs that need them are run by test_serving.py
 
 
 def blocks(name: str) -> list[tuple[str, str]]:
@@ -131,8 +130,9 @@ class Folder:
         """That the file is there; test_serving.py installs such packages."""
         assert (self.path / command.split()[-1]).is_file()
 
-    def node(self, command: str) -> None:
-        """By test_node."""
+    def npm(self, command: str) -> None:
+        """By .ci/run."""
+        assert command.partition("install ")[2] in (ROOT / ".ci/run").read_text()
 
 
 RULES = {
@@ -144,7 +144,7 @@ RULES = {
     r'echo "[^"]*" \| python (predict\.py \S+|\S+/predictor\.py)': Folder.shell,
     r"pip install -r \S+/requirements\.txt": Folder.pip,
     r"torchrun .*": Folder.torchrun,
-    r'echo "[^"]*" \| node label\.mjs \S+|ONNXRUNTIME_NODE_INSTALL=skip npm install [\w@/ -]+': Folder.node,
+    r"ONNXRUNTIME_NODE_INSTALL=skip npm install [\w@/ -]+": Folder.npm,
 }
 
 
@@ -161,10 +161,11 @@ def all_commands(names: list[str]) -> list[str]:
 
 
 def test_no_block_is_left_out():
-    assert list(PAGES)[1:] == sorted((f"docs/{path.name}" for path in ROOT.glob("docs/*")), key=DOCS.index)
+    assert list(PAGES)[1:] == sorted((f"docs/{path.name}" for path in ROOT.glob("docs/*.md")), key=DOCS.index)
     languages = [language for name in PAGES for language, _ in blocks(name)]
-    assert set(languages) == {"", "sh", "python", "js"}
-    assert languages.count("js") == 1 and languages.count("python") == 3
+    assert set(languages) == {"", "sh", "python", "js", "dockerfile"}
+    assert [name for name in PAGES if {"js", "dockerfile"} & {language for language, _ in blocks(name)}] == [DOCS[4]]
+    assert languages.count("js") == 3 and languages.count("python") == 5
     for command in all_commands(list(PAGES)):
         rule_of(command)
     with pytest.raises(AssertionError, match="no test runs: docker run me"):
@@ -222,7 +223,7 @@ def folder(tmp_path, monkeypatch):
 def run_blocks(folder: Folder, names: list[str]) -> None:
     """From the first line to the last, so that each finds what those above it wrote."""
     for language, text in [block for name in names for block in blocks(name)]:
-        if language == "python":
+        if language == "python" and not any(f"from {package}" in text for package in OTHER_PACKAGES):
             exec(compile(text, "page", "exec"), {})
         for command in commands_of(text) if language == "sh" else []:
             if not (command.startswith("make ladder") and names == DOCS):  # its commands are on the page
@@ -272,41 +273,6 @@ def test_the_readme_is_short_and_its_table_of_the_ladder():
         for rung in rungs
     }
     assert len(lines & set(PAGES["README.md"].splitlines())) == 5
-
-
-MODEL = "runs/sst2/models/pruned-small"
-NO_NODE = "needs node, and in the repository's root what docs/serving.md installs with npm"
-
-
-@pytest.mark.skipif(
-    not shutil.which("node") or not all((ROOT / "node_modules" / name).is_dir() for name in NODE_PACKAGES),
-    reason=NO_NODE,
-)
-def test_node(tmp_path):
-    from utils.export.fused import build_graph
-    from utils.export.model_dir import write_model_dir
-    from utils.predictor import GRAPH, UNPADDED_GRAPH, Predictor
-
-    tokenizer = word_pieces()
-    encoder = make_encoder(tmp_path / "encoder", "bert", tokenizer, hidden_size=64, intermediate_size=100)
-    model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=3).eval()
-    graphs = {GRAPH: build_graph(model), UNPADDED_GRAPH: build_graph(model, masked=False)}
-    made = {"n_ctx": 12, "version": "fp32", "machine": {}}
-    write_model_dir(tmp_path / "model", graphs, tokenizer, model.config, made, "")
-    (tmp_path / "label.mjs").write_text(next(text for language, text in blocks("docs/serving.md") if language == "js"))
-    (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")
-    command = next(command for command in all_commands(DOCS) if "| node" in command).replace(MODEL, "model")
-    texts = [" ".join(WORDS[i:] + WORDS[:i])[: 7 * i] for i in range(20)] + ["A GOOD film ! unknown", ""]
-    run = command[command.index("|") + 1 :]
-    done = subprocess.run(
-        ["bash", "-c", run], cwd=tmp_path, input="\n".join(texts) + "\n", capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line)["probabilities"] for line in done.stdout.splitlines()]
-    expected = [prediction.probabilities for prediction in Predictor(tmp_path / "model").predict_batch(texts)]
-    assert len(rows) == len(expected)
-    for row, probabilities in zip(rows, expected, strict=True):
-        assert row == pytest.approx(probabilities, abs=1e-4)
 
 
 def source_texts() -> set[str]:

@@ -95,7 +95,7 @@ def write_model_dir(
         files = [GRAPH] if single_file else [*graphs, WEIGHTS]
         tokenizer.save_pretrained(folder)
         hub_config.save_pretrained(folder)
-        _set_longest_row(folder / "tokenizer_config.json", origin["n_ctx"])
+        _adapt_tokenizer_config(folder / "tokenizer_config.json", origin["n_ctx"])
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in [*files, TOKENIZER]}
         config.pop("auto_map", None)  # of a pruned checkpoint's PyTorch code, which is not needed here
@@ -124,10 +124,12 @@ def copy_runtime(folder: Path) -> None:
     shutil.copyfile(ROOT / "requirements-runtime.txt", folder / "requirements.txt")
 
 
-def _set_longest_row(path: Path, n_ctx: int) -> None:
-    """Have other libraries truncate where this project does, and not at the encoder's own length."""
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, settings | {"model_max_length": n_ctx})
+def _adapt_tokenizer_config(path: Path, n_ctx: int) -> None:
+    """Have other libraries read texts as this project does: truncated at n_ctx, and not at the encoder's own length."""
+    settings = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": n_ctx}
+    if settings.get("tokenizer_class") == "TokenizersBackend":  # which transformers 4, as Optimum needs it, calls so:
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(path, settings)
 
 
 def _is_model_dir(path: Path) -> bool:
