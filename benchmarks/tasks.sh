@@ -68,7 +68,7 @@ recipe() { # NAME CONFIG SOURCE COLUMNS TEACHER_OPTIONS STUDENT_OPTIONS TUNE: ev
     scored student --bert_output_dir="$RUN/student" $tune
     folder teacher $tune
     folder student $tune
-    [ -e "$RESULT/ladder.json" ] || $PYTHON report.py $COMMON $4 $tune --output_dir="$RESULT" \
+    once ladder $PYTHON report.py $COMMON $4 $tune --output_dir="$RESULT" \
         --rung "teacher, padded to n_ctx" pytorch_fixed "$RUN/teacher" \
         --rung "+ dynamic length" pytorch "$RUN/teacher" \
         --rung "+ distillation, 3 layers" pytorch "$RUN/student" \
