@@ -5,7 +5,7 @@
 #     benchmarks/tasks.sh                   # both: five hours on 2 cores with bf16, most of them for GoEmotions
 #     benchmarks/tasks.sh goemotions        # one of them
 #     benchmarks/tasks.sh targets           # what results/goemotions and results/stsb hold
-#     ROWS=300 benchmarks/tasks.sh          # a try with 300 rows of each split, into runs/tasks-300 and results/tasks-300
+#     ROWS=300 benchmarks/tasks.sh          # a try on 300 rows of each split: runs/tasks-300, results/tasks-300
 #
 # GOEMOTIONS and STSB name folders with train.csv, valid.csv and test.csv: columns text,labels (labels joined by |), and
 # sentence_a,sentence_b,score. A step that has ended is not done again, and one that was stopped continues. The test
@@ -15,6 +15,7 @@ cd "$(dirname "$0")/.."
 
 GOEMOTIONS=${GOEMOTIONS:-../shared/data/goemotions} STSB=${STSB:-../shared/data/stsb}
 ENCODER=embeddings/all-MiniLM-L6-v2 PYTHON=.venv/bin/python ROWS=${ROWS:-}
+STUDENT_OPTIONS="--lr=2e-4 --dropout=0 --state_loss_ratio=1 --state_layers=all"
 DATA=data RUNS=runs RESULTS=results
 [ -z "$ROWS" ] || DATA=data/tasks-$ROWS RUNS=runs/tasks-$ROWS RESULTS=results/tasks-$ROWS
 
@@ -24,18 +25,28 @@ once() { # NAME COMMAND...: run it unless it has ended before
     [ -e "$RUN/$name.done" ] || { "$@" && touch "$RUN/$name.done"; }
 }
 
-rows_from() { # FOLDER: its rows, all or the first ones, in $OWN
+rows_from() { # FOLDER: its rows in $OWN, or the first ones, of valid and test those whose labels these of train have
     [ ! -e "$OWN/test.csv" ] || return 0
     mkdir -p "$OWN"
-    local split
-    for split in train valid test; do
-        if [ -n "$ROWS" ]; then
-            $PYTHON -c "import pandas, sys; pandas.read_csv(sys.argv[1], dtype=str, keep_default_na=False, nrows=$ROWS).to_csv(sys.argv[2], index=False)" \
-                "$1/$split.csv" "$OWN/$split.csv"
-        else
-            cp "$1/$split.csv" "$OWN"
-        fi
-    done
+    if [ -z "$ROWS" ]; then
+        cp "$1"/{train,valid,test}.csv "$OWN"
+        return
+    fi
+    $PYTHON - "$1" "$OWN" "$ROWS" <<'PROGRAM'
+import sys
+
+import pandas
+
+source, target, count = sys.argv[1:]
+known = None
+for split in ("train", "valid", "test"):
+    rows = pandas.read_csv(f"{source}/{split}.csv", dtype=str, keep_default_na=False, nrows=int(count))
+    if "labels" in rows:
+        own = rows["labels"].map(lambda labels: set(labels.split("|")))
+        known = known or set().union(*own)
+        rows = rows[own.map(known.issuperset)]
+    rows.to_csv(f"{target}/{split}.csv", index=False)
+PROGRAM
 }
 
 scored() { # NAME OPTIONS...: that checkpoint or folder on test
@@ -80,14 +91,14 @@ recipe() { # NAME CONFIG SOURCE COLUMNS TEACHER_OPTIONS STUDENT_OPTIONS TUNE: ev
 goemotions() {
     recipe goemotions configs/config-bert-multi-label.json "$GOEMOTIONS" "--label_column=labels" \
         "--lr=1e-4 --epoch=4 --batch_size=32 --measure=mean_average_precision" \
-        "--kd_loss=mse --lr=2e-4 --epoch=6 --batch_size=64 --dropout=0 --state_loss_ratio=1 --state_layers=all --measure=mean_average_precision" \
+        "$STUDENT_OPTIONS --kd_loss=mse --epoch=6 --batch_size=64 --measure=mean_average_precision" \
         --tune_thresholds
 }
 
 stsb() {
     recipe stsb configs/config-bert-regression.json "$STSB" "--text_column=sentence_a,sentence_b --label_column=score" \
         "--lr=1e-4 --epoch=6 --batch_size=32" \
-        "--lr=2e-4 --epoch=12 --batch_size=32 --dropout=0 --state_loss_ratio=1 --state_layers=all" ""
+        "$STUDENT_OPTIONS --epoch=12 --batch_size=32" ""
 }
 
 targets() { # what each model is held to, and what it reached
