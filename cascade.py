@@ -216,8 +216,8 @@ def stage_names(one: Candidate, names: list[str]) -> str:
     return "".join(names[number] + threshold for number, threshold in zip(one.members, thresholds, strict=True))
 
 
-def table(names: list[str], shown: list[Candidate], chosen: Candidate) -> str:
-    """Models alone and cascades as aligned text."""
+def table(names: list[str], shown: list[Candidate], chosen: Candidate, accuracy: str) -> str:
+    """Models alone and cascades as aligned text; `accuracy` is what it is called."""
     rows = [
         [
             stage_names(one, names),
@@ -234,7 +234,7 @@ def table(names: list[str], shown: list[Candidate], chosen: Candidate) -> str:
         ]
         for one in shown
     ]
-    header = ["stages, with thresholds", "% answered", "accuracy", "95 % range", "difference", "at least"]
+    header = ["stages, with thresholds", "% answered", accuracy, "95 % range", "difference", "at least"]
     return aligned_table([*header, "% changed", "mean ms", "p50 ms", "p99 ms", "chosen"], rows)
 
 
@@ -268,7 +268,8 @@ def write_result(
     """Print the frontier, say what was chosen, and write the cascade's folder."""
     best = frontier(measured)
     thinned = {best[i] for i in evenly_spaced(SHOWN, len(best))} | {chosen}
-    text = table(names, [*singles, *sorted(thinned, key=lambda one: one.mean_ms)], chosen)
+    accuracy = "subset accuracy" if stages[0].model.problem_type == TASKS[MULTI_LABEL] else "accuracy"
+    text = table(names, [*singles, *sorted(thinned, key=lambda one: one.mean_ms)], chosen, accuracy)
     print(text)
     rule, alone_is_enough = sentences(chosen, singles, names, num_rows)
     logger.info("[Chosen] : %s", rule)
@@ -281,7 +282,7 @@ def write_result(
     details = {"chosen": asdict(chosen), "models": alone, "frontier": [asdict(one) for one in best]}
     points = [(name, one.mean_ms, 100 * one.accuracy) for name, one in zip(names, singles, strict=True)]
     line = [(one.mean_ms, 100 * one.accuracy) for one in best]
-    figure = frontier_figure(points, line, (chosen.mean_ms, 100 * chosen.accuracy))
+    figure = frontier_figure(points, line, (chosen.mean_ms, 100 * chosen.accuracy), accuracy)
     origin = {"machine": machine, "rows": num_rows, "asked": chosen.asked}
     write_cascade_dir(path, stages, origin, rule, text, details, figure)
 

@@ -26,7 +26,6 @@ others are measured all the same, and the exit code is 2.
 import argparse
 import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import utils.system.environment  # isort: skip  # noqa: F401
@@ -46,7 +45,15 @@ from utils.data.label_checks import read_labels
 from utils.data.labels import encoded_labels
 from utils.data.texts import SPLITS, labelled_texts, split_path
 from utils.measuring.engines import folder_thresholds
-from utils.measuring.ladder import ComparedRung, MeasuredRung, compared, markdown_table, measured_rung, text_table
+from utils.measuring.ladder import (
+    ComparedRung,
+    MeasuredRung,
+    compared,
+    markdown_table,
+    measured_rung,
+    rung_as_json,
+    text_table,
+)
 from utils.measuring.picture import ladder_figure, save_figure
 from utils.measuring.rungs import OPENERS, Failure, Rung, Setting, measure_rungs, open_rung
 from utils.models.checkpoint import load_tokenizer
@@ -102,7 +109,7 @@ def write_ladder(
     command = shlex.join(["python", *sys.argv])
     settings = {"num_threads": args.num_threads, "data_dir": args.data_dir, "usd_per_hour": args.usd_per_hour}
     header = describe_machine() | settings
-    result: dict[str, object] = {"machine": header, "command": command, "rungs": [as_json(rung) for rung in rungs]}
+    result: dict[str, object] = {"machine": header, "command": command, "rungs": [rung_as_json(rung) for rung in rungs]}
     folder.mkdir(parents=True, exist_ok=True)
     if failures:
         result["failed"] = [{"name": name, "reason": reason} for name, reason in failures]
@@ -116,14 +123,6 @@ def write_ladder(
         save_figure(ladder_figure(rungs), folder, "ladder")
     print(shown)
     print(text_table(rungs, has_baseline, failures))
-
-
-def as_json(rung: ComparedRung) -> dict[str, object]:
-    """What ladder.json says of a rung: its score under the name of the measure."""
-    values = {rung.measure if key == "score" else key: value for key, value in asdict(rung).items() if key != "measure"}
-    if rung.measure != "accuracy":
-        del values["num_correct"]
-    return values
 
 
 def thresholds_of(rung: Rung, engine: str, path: str, valid: tuple[list[Text], np.ndarray] | None) -> np.ndarray | None:

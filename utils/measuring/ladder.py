@@ -1,7 +1,7 @@
 """The rungs of a ladder: what each costs against the first one and the one before, as a table."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -119,6 +119,21 @@ def compared(rungs: list[MeasuredRung], baseline: MeasuredRung | None, usd_per_h
         )
         before = own if rung.step else before
     return comparisons
+
+
+def rung_as_json(rung: ComparedRung) -> dict[str, Any]:
+    """What ladder.json says of a rung: its score under the name of the measure."""
+    values = {rung.measure if key == "score" else key: value for key, value in asdict(rung).items() if key != "measure"}
+    if rung.measure != "accuracy":
+        del values["num_correct"]
+    return values
+
+
+def rung_from_json(values: dict[str, Any]) -> ComparedRung:
+    """The rung of which `rung_as_json` says this."""
+    (measure,) = values.keys() & NAMES.keys()
+    others = {key: value for key, value in values.items() if key != measure}
+    return ComparedRung(**({"num_correct": None} | others), score=values[measure], measure=measure)
 
 
 def _cells(rung: ComparedRung, baseline: bool) -> list[str]:

@@ -44,7 +44,10 @@ def ladder_figure(rungs: Sequence[MeasuredRung]) -> Figure:
 
 
 def frontier_figure(
-    models: list[tuple[str, float, float]], cascades: list[tuple[float, float]], chosen: tuple[float, float]
+    models: list[tuple[str, float, float]],
+    cascades: list[tuple[float, float]],
+    chosen: tuple[float, float],
+    accuracy: str = "accuracy",
 ) -> Figure:
     """Models alone as points, cascades as a line: mean milliseconds a row on a log axis, better to the upper left.
 
@@ -52,6 +55,7 @@ def frontier_figure(
         models: name, milliseconds and accuracy in percent of each.
         cascades: milliseconds and accuracy of each, fastest first.
         chosen: those of the one that was chosen.
+        accuracy: what it is called.
     """
     figure = Figure(figsize=(9, 6), facecolor="white")
     axes = figure.add_subplot()
@@ -62,7 +66,7 @@ def frontier_figure(
     for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         ticks("{x:g}")
     axes.set_xlabel("mean milliseconds a row of valid, log scale")
-    axes.set_ylabel("accuracy on valid, %")
+    axes.set_ylabel(f"{accuracy} on valid, %")
     axes.grid(alpha=0.3, which="both")
     axes.margins(x=0.25, y=0.25)
     place_labels(figure, axes, [*models, ("the cascade", *chosen)], cascades)
