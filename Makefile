@@ -136,7 +136,7 @@ $(LARGE)/config.json: | $(VENV)/installed
 	$(PYTHON) embeddings/fetch.py $(TEACHER)
 
 $(RUN)/teacher-data/tokenized/meta.json: $(DATA)/tokenized/meta.json $(LARGE)/config.json
-	@mkdir -p $(@D)
+	@mkdir -p $(RUN)/teacher-data
 	@ln -sf $(abspath $(filter-out %/label.txt,$(wildcard $(FORMS:%=$(DATA)/*.%)))) $(RUN)/teacher-data
 	$(PYTHON) preprocess.py $(TEACHER_COMMON) --bert_model_name_or_path=$(LARGE) $(COLUMNS)
 

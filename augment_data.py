@@ -35,7 +35,6 @@ from utils.arguments import (
 )
 from utils.data.augmentation import Ratios, nearest_words, new_rows, variants, write_rows
 from utils.data.label_checks import read_labels
-from utils.data.tables import file_hash
 from utils.data.texts import AUGMENTED, SPLITS, UNLABELLED, TextRow, Texts, read_rows, split_path
 from utils.data.unlabelled_rows import choose_rows, has_unlabelled, used_texts
 from utils.models.checkpoint import load_tokenizer
@@ -44,7 +43,7 @@ from utils.models.config import SINGLE_LABEL, load_config
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 from utils.system.errors import UserError
-from utils.system.files import check_output_folder
+from utils.system.files import check_output_folder, file_hash
 from utils.system.journal import unfinished_path
 
 logger = logging.getLogger(__name__)

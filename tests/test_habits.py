@@ -92,7 +92,7 @@ def interrupted(*arguments):  # late itself, so that the instance, which still i
     time.sleep(1)
     raise KeyboardInterrupt
 
-utils.measuring.instances._send_all = interrupted
+utils.measuring.instances.send = interrupted
 sys.argv[0] = "script.py"
 utils.system.cli.run_script(lambda: utils.measuring.instances.serve(dict, [], 0, 1, 1))
 """

@@ -397,3 +397,29 @@ def test_damaged_folders(project, key, value, part):
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match=f"fastformers.{part}"):
         Predictor(steps.folder / "model", 1)
+
+
+def test_files_of_labels_and_of_scores(steps, task, folders):
+    texts = [text for text, _ in rows_of(task, 24, 2)]
+    (steps.folder / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    files = [folders[0], f"--input={steps.folder}/rows.jsonl", f"--output={steps.folder}/out.jsonl"]
+    code, stderr = steps.script("predict", *files)
+    assert code == 0, stderr
+    rows = [json.loads(line) for line in (steps.folder / "out.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == texts
+    for row, prediction in zip(rows, Predictor(folders[0], 1).predict_batch(texts), strict=True):
+        if task == SCORES:
+            assert row["score"] == pytest.approx(prediction.score, rel=1e-5)
+        else:
+            shares = [prediction.probabilities[label] for label in prediction.labels]
+            assert row["label"] == prediction.label
+            assert [float(each) for each in row["probability"].split("|") if each] == pytest.approx(shares, abs=2e-6)
+    result = steps.script("predict", *files, "--min_probability=0.8", "--overwrite")
+    if task == SCORES:
+        fails(result, "--min_probability is for labels")
+    else:
+        assert result[0] == 0, result[1]
+        rows = [json.loads(line) for line in (steps.folder / "out.jsonl").read_text().splitlines()]
+        assert [row["sure"] for row in rows] == [
+            is_sure(prediction, 0.8) for prediction in Predictor(folders[0], 1).predict_batch(texts)
+        ]

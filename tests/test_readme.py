@@ -25,6 +25,7 @@ NAMES = [
     "options",
     "choosing",
     "serving",
+    "batch",
     "distributed",
     "troubleshooting",
     "results",
@@ -33,7 +34,8 @@ NAMES = [
 ]
 DOCS = [f"docs/{name}.md" for name in NAMES]  # in an order in which each finds what those before it wrote
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ["README.md", *DOCS]}
-OTHER_PACKAGES = ("fastapi", "optimum")  # programs that need them are run by test_serving.py
+# Programs that need them are run by test_serving.py and test_batch.py.
+OTHER_PACKAGES = ("from fastapi", "from optimum", "import ray")
 
 
 def blocks(name: str) -> list[tuple[str, str]]:
@@ -165,7 +167,7 @@ def test_no_block_is_left_out():
     languages = [language for name in PAGES for language, _ in blocks(name)]
     assert set(languages) == {"", "sh", "python", "js", "dockerfile"}
     assert [name for name in PAGES if {"js", "dockerfile"} & {language for language, _ in blocks(name)}] == [DOCS[4]]
-    assert languages.count("js") == 3 and languages.count("python") == 5
+    assert languages.count("js") == 3 and languages.count("python") == 6
     for command in all_commands(list(PAGES)):
         rule_of(command)
     with pytest.raises(AssertionError, match="no test runs: docker run me"):
@@ -223,7 +225,7 @@ def folder(tmp_path, monkeypatch):
 def run_blocks(folder: Folder, names: list[str]) -> None:
     """From the first line to the last, so that each finds what those above it wrote."""
     for language, text in [block for name in names for block in blocks(name)]:
-        if language == "python" and not any(f"from {package}" in text for package in OTHER_PACKAGES):
+        if language == "python" and not any(package in text for package in OTHER_PACKAGES):
             exec(compile(text, "page", "exec"), {})
         for command in commands_of(text) if language == "sh" else []:
             if not (command.startswith("make ladder") and names == DOCS):  # its commands are on the page

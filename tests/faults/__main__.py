@@ -28,6 +28,7 @@ def try_kills(recipe: Recipe, short: bool) -> list[Result]:
     for script in ("train", "fastformers"):
         count = 2 if short else 20
         results.append((f"SIGKILL at random, {script}", count, kills.random_kills(recipe, script, count, seed=1)))
+    results.append(("SIGKILL at random, predict --output", *kills.killed_labelling(recipe, 1 if short else 5)))
     results.append(("SIGKILL while measuring, quantize", *kills.killed_measurement(recipe, 1 if short else 12)))
     if not short:
         results.append(("SIGKILL of one of two processes", 1, kills.killed_worker(recipe)))
@@ -45,6 +46,8 @@ def try_kills(recipe: Recipe, short: bool) -> list[Result]:
 def try_disks(recipe: Recipe, short: bool) -> list[Result]:
     """No room, and no permission."""
     results = []
+    if not short:
+        kills.prepare_labelling(recipe, 2_000)
     for name, attempt in (
         ("a full disk", disks.full_disk), ("a full tmpfs", disks.small_tmpfs), ("no permission", disks.without_rights),
     ):  # fmt: skip

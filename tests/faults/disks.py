@@ -11,12 +11,12 @@ from conftest import snapshot
 from faults.kills import litter
 from faults.processes import Recipe, nothing
 
-STEPS = ("preprocess", "train", "fastformers", "prune", "quantize", "evaluate")
+STEPS = ("preprocess", "train", "fastformers", "prune", "quantize", "evaluate", "predict")
 
 
 def output_of(script: str, folder: Path) -> Path:
     """Where a step writes, in `folder`."""
-    return folder / ("result.json" if script == "evaluate" else "out")
+    return folder / {"evaluate": "result.json", "predict": "out.csv"}.get(script, "out")
 
 
 def limited_file_size() -> None:

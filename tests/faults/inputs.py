@@ -170,11 +170,19 @@ def texts_to_label(recipe: Recipe) -> list[Case]:
         ".parquet": [b"", b"PAR1", b"a film\n"],
         ".json": [b'[{"text": "a film"}]\n'],
     }.items():  # fmt: skip
-        cases += [("predict", [f"--input={folder}/texts{ending}"], {f"texts{ending}": content}) for content in contents]
+        own = f"--input={folder}/texts{ending}"
+        for more in ([], [f"--output={folder}/labelled.jsonl"]):
+            cases += [("predict", [own, *more], {f"texts{ending}": content}) for content in contents]
     good = {"texts.csv": b"text,body\na,b\n"}
     cases += [("predict", [f"--input={folder}/texts.csv", option], good) for option in (
         "--text_column=text,body", "--text_column=a,b,c", "--text_column=", "--batch_size=0", "--num_threads=0",
     )]  # fmt: skip
+    cases += [
+        ("predict", [f"--output={folder}/labelled{ending}"], {"texts.txt": content})
+        for ending, content in ((".csv", lines[0]), (".tsv", b"a\tb\n"), (".parquet", lines[6]), ("", b"a\n"))
+    ]
+    taken = {"texts.csv": b"text,label\na,b\n"}
+    cases.append(("predict", [f"--input={folder}/texts.csv", f"--output={folder}/labelled.csv"], taken))
     return [*cases, ("predict", ["--input=nowhere.txt"], {})]
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import itertools
 import json
 import os
 import random
@@ -216,6 +217,51 @@ def killed_measurement(recipe: Recipe, most: int) -> tuple[int, list[str]]:
         return len(numbers), lost
     finally:
         timing.ROWS_A_TURN = rows_a_turn
+
+
+def prepare_labelling(recipe: Recipe, rows: int) -> None:
+    """A model's folder, and texts.txt with so many rows, for predict.py."""
+    recipe.must("quantize", recipe.folder / "model", "--fp32")
+    texts = [line.rpartition("\t")[0] for line in (recipe.data / "train.txt").read_text().splitlines()]
+    repeated = itertools.islice(itertools.cycle(texts), rows)
+    (recipe.folder / "texts.txt").write_text("".join(f"{text} {i}\n" for i, text in enumerate(repeated)))
+
+
+def killed_labelling(recipe: Recipe, most: int) -> tuple[int, list[str]]:
+    """Kill predict.py --output at random times, each time after what was left; returns how often, and what was lost."""
+    prepare_labelling(recipe, 100_000)
+    folder, lost, done_kills = recipe.folder / "labelled", [], 0
+    folder.mkdir()
+    whole, out = folder / "whole.csv", folder / "out.csv"
+    started = time.monotonic()
+    recipe.must("predict", whole)
+    duration, generator = time.monotonic() - started, random.Random(2)
+    parts = 0
+    while done_kills < most:
+        recipe.log.write_bytes(b"")
+        pid = start("predict", recipe.arguments("predict", str(out)), recipe.log)
+        time.sleep(generator.uniform(0.2, 0.95) * duration / most)
+        instances = psutil.Process(pid).children()
+        os.kill(pid, signal.SIGKILL)
+        if wait(pid) != -signal.SIGKILL:
+            lost.append(f"predict: ended before it was killed: {recipe.log.read_text()[-300:]}")
+            break
+        done_kills += 1
+        if psutil.wait_procs(instances, timeout=30)[1]:
+            lost.append("predict: an instance outlived the script")
+        if out.exists():
+            lost.append("predict: the output is there before its end")
+        lost += corrupt_files(folder)
+        unfinished = unfinished_path(out)
+        kept_parts = unfinished.read_bytes().count(b"\n") if unfinished.exists() else 0
+        if kept_parts < parts:
+            lost.append(f"predict: {kept_parts} finished chunks where there were {parts}")
+        parts = kept_parts
+    if recipe.run("predict", out):
+        lost.append(f"predict: cannot be run again: {recipe.log.read_text()[-300:]}")
+    elif out.read_bytes() != whole.read_bytes():
+        lost.append(f"predict: other bytes after {done_kills} kills")
+    return done_kills, lost + litter(folder)
 
 
 def killed_worker(recipe: Recipe) -> list[str]:

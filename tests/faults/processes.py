@@ -108,7 +108,10 @@ class Recipe:
                 f"--save_path_pruned={out}.pt", "--target_num_heads=2", "--device=cpu",
             ],
             "quantize": [*common, f"--bert_output_dir={teacher}", f"--output_dir={out}", f"--onnx_path={out}.onnx"],
-            "predict": [str(self.folder / "model"), f"--input={self.folder / 'texts.txt'}"],
+            "predict": [
+                str(self.folder / "model"), f"--input={self.folder / 'texts.txt'}",
+                *([f"--output={out}"] if out.endswith(".csv") else []),
+            ],
             "evaluate": [*common, f"--bert_output_dir={teacher}", f"--output_json={out}", "--device=cpu"],
         }[script] + list(more)  # fmt: skip
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from utils.measuring import instances
 from utils.measuring.engines import onnx_engine
 from utils.predictor import allowed_cores
+from utils.system import pinned
 from utils.system.errors import UserError
 
 IDENTICAL = ["accuracy", "num_correct", "num_examples", "confusion_matrix"]
@@ -25,7 +26,7 @@ IDENTICAL = ["accuracy", "num_correct", "num_examples", "confusion_matrix"]
 def two_cores(monkeypatch):
     """Two instances run on a machine with one core as well, taking turns on it."""
     cores = allowed_cores()
-    monkeypatch.setattr(instances, "allowed_cores", lambda: [cores[0], cores[-1]])
+    monkeypatch.setattr(pinned, "allowed_cores", lambda: [cores[0], cores[-1]])
 
 
 def evaluated(steps, *options: str) -> dict:

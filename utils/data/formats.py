@@ -19,6 +19,8 @@ Numbered = Iterator[tuple[int, Any]]
 
 LINE_FORM = "each line is sentence<TAB>label or sentence_a<TAB>sentence_b<TAB>label"
 LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072
+PARQUET_BATCH, READ_BYTES = 65536, 2**20  # rows, and bytes of a column, that are read at a time
+NO_HEADER: tuple[int, list[str]] = (0, [])  # of an empty file
 TWICE = object()  # the value of a JSON object's key that is there twice
 # What the files of a split are called elsewhere.
 OTHER_NAMES = {"train": "train|training", "valid": "valid|validation|val|dev", "test": "test|testing|eval"}
@@ -50,14 +52,34 @@ def read_cells(path: Path, flags: Flags, to_text: Mapping[str, Callable[[Path, i
         UserError: the file is damaged, a wanted column is missing or there twice, or a cell is something else.
     """
     for number, values in READERS[path.suffix.lower()](path, flags):
-        cells = []
-        for name, flag in flags.items():
-            if name not in values:
-                raise UserError(
-                    f"{place(path, number)}: no value for {name!r}, {_only(values)}: correct it, or give {flag}"
-                )
-            cells.append(to_text.get(name, cell_text)(path, number, name, values[name]).strip())
-        yield number, cells
+        yield number, row_texts(path, number, values, flags, to_text)
+
+
+def row_texts(
+    path: Path, number: int, values: Mapping[str, Any], flags: Flags, to_text: Mapping[str, Callable] = {}
+) -> list[str]:
+    """The trimmed texts of a row's wanted cells, as `read_cells`."""
+    texts = []
+    for name, flag in flags.items():
+        if name not in values:
+            raise UserError(
+                f"{place(path, number)}: no value for {name!r}, {_only(values)}: correct it, or give {flag}"
+            )
+        texts.append(to_text.get(name, cell_text)(path, number, name, values[name]).strip())
+    return texts
+
+
+def read_table(path: Path, flags: Flags) -> Numbered:
+    """Yield the number and all cells, list of str, of the header and then of each row of a file of TABLES; rows have as
+    many cells as the header.
+
+    Args:
+        flags: columns that must be there, once.
+
+    Raises:
+        UserError: as `read_cells`.
+    """
+    yield from TABLES[path.suffix.lower()](path, flags)
 
 
 def has_column(path: Path, name: str) -> bool:
@@ -69,19 +91,31 @@ def has_column(path: Path, name: str) -> bool:
     return name in values
 
 
-def read_json_lines(path: Path) -> Numbered:
-    """Yield the number and the value of each line of a file of JSON values; of an object, a key that is there twice is
-    TWICE.
+def read_json_lines(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """Yield the number, the text and the value of each line of a file of JSON values; of an object, a key that is there
+    twice is TWICE.
 
     Raises:
         UserError: a line is not JSON.
     """
     for number, line in _lines(path, newline=None):
         try:
-            yield number, json.loads(line, object_pairs_hook=_json_object)
+            yield number, line, json.loads(line, object_pairs_hook=_json_object)
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
             raise UserError(f"{place(path, number)}: not valid JSON ({reason}): write one object a line") from error
+
+
+def read_json_objects(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """As `read_json_lines`, of a file of objects.
+
+    Raises:
+        UserError: a line is not JSON, or no object.
+    """
+    for number, line, values in read_json_lines(path):
+        if not isinstance(values, dict):
+            raise UserError(f"{place(path, number)}: {kind_of(values)}, not a JSON object: write one object a line")
+        yield number, line, values
 
 
 def undecodable_line(path: Path) -> int:
@@ -141,7 +175,16 @@ def _without_blank_end(rows: Iterable[tuple[int, Any]], is_blank: Callable[[Any]
         yield number, row
 
 
-def _read_csv(path: Path, flags: Flags) -> Numbered:
+def _read_table_by_name(path: Path, flags: Flags) -> Numbered:
+    """Yield the wanted cells by the name of their columns, dict of str to str."""
+    rows = read_table(path, flags)
+    _, names = next(rows, NO_HEADER)
+    columns = {name: names.index(name) for name in flags if names}
+    for number, cells in rows:
+        yield number, {name: cells[column] for name, column in columns.items()}
+
+
+def _csv_table(path: Path, flags: Flags) -> Numbered:
     csv.field_size_limit(LONGEST_CELL)
     _check_separator(path, ",")
     with open(path, encoding="utf-8-sig", newline="") as file:
@@ -165,7 +208,7 @@ def _csv_records(path: Path, reader: Any) -> Numbered:
             yield number, cells
 
 
-def _read_tsv(path: Path, flags: Flags) -> Numbered:
+def _tsv_table(path: Path, flags: Flags) -> Numbered:
     _check_separator(path, "\t")
     yield from _under_header(path, _tsv_records(path), flags)
 
@@ -200,7 +243,7 @@ def _check_separator(path: Path, separator: str) -> None:
 
 
 def _under_header(path: Path, records: Numbered, flags: Flags) -> Numbered:
-    """Yield the wanted cells by the name of their columns, dict of str to str; the first record has these names."""
+    """Yield the first record, which names the columns, and then the others, each with as many cells."""
     number, header = next(records, (0, []))
     if not number:
         return
@@ -208,12 +251,12 @@ def _under_header(path: Path, records: Numbered, flags: Flags) -> Numbered:
     while names and not names[-1]:
         names.pop()
     _check_names(path, f"{path}, line {number}", names, flags)
-    columns = {name: names.index(name) for name in flags}
+    yield number, names
     for number, cells in _without_blank_end(records, lambda cells: not any(map(str.strip, cells))):
         if len(cells) != len(names) and (len(cells) < len(names) or any(map(str.strip, cells[len(names) :]))):
             mend = "are quotes missing around a text?" if path.suffix == ".csv" else "is there a tab in a text?"
             raise UserError(f"{place(path, number)}: {len(cells)} cells, but {len(names)} columns in line 1: {mend}")
-        yield number, {name: cells[column] for name, column in columns.items()}
+        yield number, cells[: len(names)]
 
 
 def _check_names(path: Path, header: str, names: list[str], flags: Flags) -> None:
@@ -234,9 +277,7 @@ def _only(names: Iterable[str]) -> str:
 
 
 def _read_jsonl(path: Path, flags: Flags) -> Numbered:
-    for number, values in read_json_lines(path):
-        if not isinstance(values, dict):
-            raise UserError(f"{place(path, number)}: {kind_of(values)}, not a JSON object: write one object a line")
+    for number, _, values in read_json_objects(path):
         yield number, values
 
 
@@ -249,6 +290,22 @@ def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_parquet(path: Path, flags: Flags) -> Numbered:
+    for _, rows in read_parquet_batches(path, flags):
+        yield from rows
+
+
+def read_parquet_batches(
+    path: Path, flags: Flags, all_columns: bool = False, batch_size: int = PARQUET_BATCH
+) -> Iterator[tuple[Any, list[tuple[int, dict[str, Any]]]]]:
+    """Yield each record batch of a Parquet file, and of each of its rows the number and the wanted values by name.
+
+    Args:
+        all_columns: read into the batches what is not wanted, too.
+        batch_size: rows of a batch, at most.
+
+    Raises:
+        UserError: pyarrow is missing, the file is damaged, or a wanted column is missing or there twice.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet
@@ -256,14 +313,22 @@ def _read_parquet(path: Path, flags: Flags) -> Numbered:
         raise UserError(f"{path}: reading Parquet needs the package pyarrow: pip install pyarrow") from error
     number = 0
     try:
-        with pa.parquet.ParquetFile(path) as file:
-            columns = {name.strip(): name for name in file.schema_arrow.names}
+        # Without a buffer's size, a whole column of a row group is in memory at once.
+        with pa.parquet.ParquetFile(path, buffer_size=READ_BYTES) as file:
+            names = {name.strip(): name for name in file.schema_arrow.names}
             _check_names(path, str(path), [name.strip() for name in file.schema_arrow.names], flags)
+            columns = {name: names[name] for name in flags}
             classes = {name: _class_names(file.schema_arrow.metadata, columns[name]) for name in flags}
-            for batch in file.iter_batches(columns=[columns[name] for name in flags]):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, {name: _named(row[columns[name]], classes[name]) for name in flags}
+            for batch in file.iter_batches(batch_size, columns=None if all_columns else list(columns.values())):
+                values = batch.select(list(columns.values())).to_pylist()
+                yield (
+                    batch,
+                    [
+                        (number + i, {name: _named(row[column], classes[name]) for name, column in columns.items()})
+                        for i, row in enumerate(values, start=1)
+                    ],
+                )
+                number += len(values)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: text that is not UTF-8 after row {number}: make the file again") from error
     except (pa.ArrowException, OSError) as error:
@@ -324,4 +389,10 @@ def kind_of(value: Any) -> str:
     return kinds.get(type(value)) or f"{value} ({type(value).__name__})"
 
 
-READERS = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+TABLES = {".tsv": _tsv_table, ".csv": _csv_table}
+READERS = {
+    ".tsv": _read_table_by_name,
+    ".csv": _read_table_by_name,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}

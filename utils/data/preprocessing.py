@@ -24,14 +24,14 @@ from transformers import PreTrainedTokenizerFast
 from utils.data.label_checks import read_labels
 from utils.data.labels import Columns, encoded_labels
 from utils.data.soft_labels import SoftLabel, read_soft_labels, soft_label_files
-from utils.data.tables import SOFT_LABEL, TOKENIZED, file_hash, lengths, row_labels
+from utils.data.tables import SOFT_LABEL, TOKENIZED, lengths, row_labels
 from utils.data.texts import AUGMENTED, NAMES, UNLABELLED, TextRow, read_rows, split_path
 from utils.data.unlabelled_rows import UnlabelledRows, choose_rows, has_unlabelled, used_texts
 from utils.models.checkpoint import tokenizer_fingerprint
 from utils.models.config import SINGLE_LABEL
 from utils.predictor import prepare_tokenizer, tokenize
 from utils.system.errors import UserError
-from utils.system.files import atomic_file, write_json
+from utils.system.files import atomic_file, file_hash, write_json
 from utils.system.launcher import atomic_folder_of_all, join_processes, together
 from utils.system.pool import chunks, map_in_processes
 

@@ -113,7 +113,7 @@ def _may_have_column(path: Path, name: str) -> bool:
 
 def _values(path: Path, name: str) -> Iterable[tuple[int, Any]]:
     if path.name.endswith(".soft.jsonl"):
-        return read_json_lines(path)
+        return ((number, value) for number, _, value in read_json_lines(path))
     return ((number, values.get(name)) for number, values in READERS[path.suffix.lower()](path, {name: ""}))
 
 

@@ -16,6 +16,7 @@ from utils.data.texts import AUGMENTED, NAMES, SPLITS, UNLABELLED, split_path
 from utils.models.checkpoint import tokenizer_fingerprint
 from utils.models.config import REGRESSION, SINGLE_LABEL
 from utils.system.errors import UserError
+from utils.system.files import file_hash
 
 TOKENIZED = "tokenized"  # the folder of preprocess.py
 SOFT_LABEL = "soft_label"  # the column of splits that have soft labels; null where a row has none
@@ -140,12 +141,6 @@ def with_rows_of(data: Data, splits: list[str]) -> Data:
         return data
     train = datasets.concatenate_datasets([data.splits["train"], *(data.splits[split] for split in splits)])
     return replace(data, splits=data.splits | {"train": train})
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lengths(split: datasets.Dataset) -> np.ndarray:

@@ -4,6 +4,7 @@ half of one. A killed process leaves its temporaries; the next one that writes t
 import contextlib
 import ctypes
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -88,6 +89,12 @@ def write_json(path: str | Path, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_output_file(path: str | Path, flag: str) -> None:
     """Fail before the long work, not after it, where `path` cannot be written.
 
@@ -97,6 +104,8 @@ def check_output_file(path: str | Path, flag: str) -> None:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{flag} {path} is a folder: name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{flag} {path} is a device or a pipe, which cannot be replaced: name a file")
     check_output_folder(path.parent, flag)
 
 
