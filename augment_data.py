@@ -34,10 +34,12 @@ from utils.arguments import (
     text_columns,
 )
 from utils.data.augmentation import Ratios, nearest_words, new_rows, variants, write_rows
-from utils.data.texts import AUGMENTED, SPLITS, UNLABELLED, TextRow, Texts, read_labels, read_rows, split_path
+from utils.data.label_checks import read_labels
+from utils.data.texts import AUGMENTED, SPLITS, UNLABELLED, TextRow, Texts, read_rows, split_path
 from utils.data.unlabelled_rows import choose_rows, has_unlabelled, used_texts
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_word_embeddings
+from utils.models.config import SINGLE_LABEL, load_config
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 from utils.system.errors import UserError
@@ -51,6 +53,7 @@ def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__)
     group = add_text_options(parser)
     group.add_argument("--bert_model_name_or_path", required=True, help="the encoder whose word embeddings are used")
+    group.add_argument("--config", help="file of configs/ that says the task; without it, rows have one label")
     add_column_options(parser)
     group.add_argument(
         "--unlabelled", action="store_true", help="vary unlabelled.txt's rows too; without it, those of train.txt"
@@ -76,7 +79,7 @@ def main() -> None:
         raise UserError("--mask_ratio: this tokenizer has no mask token: give --mask_ratio=0")
     if data_dir.is_dir():
         check_output_folder(data_dir, "--data_dir")
-    names = text_columns(args)
+    names = text_columns(args, load_config(args.config).task if args.config else SINGLE_LABEL)
     label_counts, counts = read_labels(data_dir, names)
     splits, num_rows = [*SPLITS], counts["train"]
     unlabelled = None

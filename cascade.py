@@ -7,6 +7,9 @@ Takes two or more folders of quantize.py, fastest first, and writes one that pre
 like any other. A stage answers the texts of which its answer's probability is above its threshold, after a temperature
 that is fitted on valid; the last stage answers the others.
 
+A text with any number of labels goes on when a stage is not sure of one of them, and an answer is right where all of
+its labels are. Models of scores make no cascade: a score says nothing of how sure it is.
+
 Every stage runs over the rows of valid, one at a time, in turns. Thresholds are then chosen for all stages together, by
 one of three aims; a stage without which the cascade is better is left out. --max_accuracy_drop=0.01 takes the fastest
 cascade that loses at most 0.01 of the last model's accuracy in 95 % of the bootstrap's resamples of valid: on average
@@ -19,6 +22,7 @@ none is as accurate and faster, as frontier.json, .png and .svg.
 """
 
 import argparse
+import hashlib
 import itertools
 import logging
 from collections.abc import Callable
@@ -40,6 +44,7 @@ from utils.arguments import (
     script_parser,
     text_columns,
 )
+from utils.data.labels import several_labels
 from utils.data.tables import evenly_spaced
 from utils.data.texts import UNLABELLED, Columns, labelled_texts, split_path
 from utils.data.texts_to_label import has_columns, read_columns
@@ -48,22 +53,24 @@ from utils.measuring.calibration import fit_temperature
 from utils.measuring.picture import frontier_figure
 from utils.measuring.thresholds import Candidate, StageResults, candidates, check_order, choose, frontier, single_models
 from utils.measuring.timing import aligned_table, timed_in_turns
+from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
 from utils.predictor import (
     Predictor,
     StageFolder,
     Text,
     TokenRow,
     check_stages_fit,
+    confidence,
     is_cascade,
     read_lines,
     read_stages,
-    softmax,
     usable_cpus,
 )
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 from utils.system.errors import UserError
 from utils.system.machine import describe_machine
+from utils.training.metrics import given_labels
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +100,8 @@ def open_models(paths: list[str], num_threads: int) -> tuple[list[StageFolder], 
     """The folders of the stages, and the models.
 
     Raises:
-        UserError: there are fewer than two, one is named twice, or is damaged or no model's, or they do not fit.
+        UserError: there are fewer than two, one is named twice, or is damaged or no model's, or they do not fit, or
+            give scores.
     """
     if len(paths) < 2:
         raise UserError(f"a cascade of {paths[0]} alone: name two or more folders, fastest first")
@@ -104,26 +112,49 @@ def open_models(paths: list[str], num_threads: int) -> tuple[list[StageFolder], 
             raise UserError(f"{path} is a cascade itself: name the folders of its stages")
     folders = [read_stages(path)[0][0] for path in paths]
     check_stages_fit([folder.model for folder in folders])
+    if folders[0].model.problem_type == TASKS[REGRESSION]:
+        raise UserError(
+            f"{paths[0]} gives scores, which do not say how sure they are, so that no cascade can be made of it: use "
+            "one of the models alone"
+        )
     return folders, [Predictor(path, num_threads) for path in paths]
 
 
 def read_valid(data_dir: Path, columns: Columns, labels: list[str]) -> tuple[list[Text], np.ndarray]:
-    """The texts of valid, and their label ids, int [rows].
+    """The texts of valid, and their labels as of `answer_ids`, int [rows].
 
     Raises:
         UserError: as `read_rows`, or a label is not one of `labels`, or all rows have the same.
     """
     path = split_path(data_dir, "valid")
     rows = labelled_texts(path, columns)
-    for number, (_, label) in enumerate(rows, start=1):
-        if label not in labels:
+    own_labels = [
+        several_labels(label, columns, f"{path}, row {number}") if columns.task == MULTI_LABEL else [label]
+        for number, (_, label) in enumerate(rows, start=1)
+    ]
+    for number, own in enumerate(own_labels, start=1):
+        if unknown := [label for label in own if label not in labels]:
             raise UserError(
-                f"{path}, row {number}: the models have no label {label!r}, they have {', '.join(labels[:4])}"
+                f"{path}, row {number}: the models have no label {unknown[0]!r}, they have {', '.join(labels[:4])}"
                 f"{', ...' * (len(labels) > 4)}: name the data set that they were trained on"
             )
     if len({label for _, label in rows}) == 1:
         raise UserError(f"{path} has rows of one label only, {rows[0][1]!r}: it needs some of each")
-    return [text for text, _ in rows], np.array([labels.index(label) for _, label in rows])
+    given = np.array([[label in own for label in labels] for own in own_labels])
+    return [text for text, _ in rows], answer_ids(given)
+
+
+def answer_ids(given: np.ndarray) -> np.ndarray:
+    """A number for each row's labels, int [rows]: the same for the same ones. Of one label it is its id.
+
+    Args:
+        given: which labels a row has, bool [rows, labels].
+    """
+    ids = given.argmax(1)
+    for row in np.flatnonzero(given.sum(1) != 1).tolist():
+        # Behind those of the single labels, whatever rows are numbered together.
+        ids[row] = given.shape[1] + int.from_bytes(hashlib.blake2b(given[row].tobytes(), digest_size=7).digest())
+    return ids
 
 
 def read_unlabelled(data_dir: Path, columns: Columns, model: Predictor) -> list[Text]:
@@ -151,11 +182,17 @@ def stage_logits(model: Predictor, row: TokenRow) -> np.ndarray:
     return model.run([row], [], 1)[0]
 
 
-def stage_results(logits: list[np.ndarray], temperatures: list[float], milliseconds: np.ndarray) -> StageResults:
+def stage_results(
+    models: list[Predictor], logits: list[np.ndarray], temperatures: list[float], milliseconds: np.ndarray
+) -> StageResults:
     """What stages say of rows, by their logits [rows, labels] each."""
-    shares = [softmax(scores / temperature) for scores, temperature in zip(logits, temperatures, strict=True)]
-    confidence = np.array([one.max(1) for one in shares])
-    return StageResults(confidence, np.array([one.argmax(1) for one in shares]), milliseconds)
+    scaled = [scores / temperature for scores, temperature in zip(logits, temperatures, strict=True)]
+    sure, answers = [], []
+    for model, scores in zip(models, scaled, strict=True):
+        sure.append(confidence(scores, model.problem_type, model.thresholds[0]))
+        several = model.problem_type == TASKS[MULTI_LABEL]
+        answers.append(answer_ids(given_labels(scores, model.thresholds[0])) if several else scores.argmax(1))
+    return StageResults(np.array(sure), np.array(answers), milliseconds)
 
 
 def unlabelled_results(models: list[Predictor], texts: list[Text], temperatures: list[float]) -> StageResults | None:
@@ -165,7 +202,12 @@ def unlabelled_results(models: list[Predictor], texts: list[Text], temperatures:
     logits = [
         model.run(model.encode(texts), [], 16)[0] for model in progress_bar(models, desc="unlabelled", unit="stage")
     ]
-    return stage_results(logits, temperatures, np.zeros((len(models), len(texts))))
+    return stage_results(models, logits, temperatures, np.zeros((len(models), len(texts))))
+
+
+def fitted_temperatures(logits: list[np.ndarray], true: np.ndarray, task: str) -> list[float]:
+    """What each stage's logits are divided by: 1 where thresholds of labels go by their probabilities as they are."""
+    return [fit_temperature(scores, true) if task == SINGLE_LABEL else 1.0 for scores in logits]
 
 
 def stage_names(one: Candidate, names: list[str]) -> str:
@@ -174,8 +216,8 @@ def stage_names(one: Candidate, names: list[str]) -> str:
     return "".join(names[number] + threshold for number, threshold in zip(one.members, thresholds, strict=True))
 
 
-def table(names: list[str], shown: list[Candidate], chosen: Candidate) -> str:
-    """Models alone and cascades as aligned text."""
+def table(names: list[str], shown: list[Candidate], chosen: Candidate, accuracy: str) -> str:
+    """Models alone and cascades as aligned text; `accuracy` is what it is called."""
     rows = [
         [
             stage_names(one, names),
@@ -192,7 +234,7 @@ def table(names: list[str], shown: list[Candidate], chosen: Candidate) -> str:
         ]
         for one in shown
     ]
-    header = ["stages, with thresholds", "% answered", "accuracy", "95 % range", "difference", "at least"]
+    header = ["stages, with thresholds", "% answered", accuracy, "95 % range", "difference", "at least"]
     return aligned_table([*header, "% changed", "mean ms", "p50 ms", "p99 ms", "chosen"], rows)
 
 
@@ -226,7 +268,8 @@ def write_result(
     """Print the frontier, say what was chosen, and write the cascade's folder."""
     best = frontier(measured)
     thinned = {best[i] for i in evenly_spaced(SHOWN, len(best))} | {chosen}
-    text = table(names, [*singles, *sorted(thinned, key=lambda one: one.mean_ms)], chosen)
+    accuracy = "subset accuracy" if stages[0].model.problem_type == TASKS[MULTI_LABEL] else "accuracy"
+    text = table(names, [*singles, *sorted(thinned, key=lambda one: one.mean_ms)], chosen, accuracy)
     print(text)
     rule, alone_is_enough = sentences(chosen, singles, names, num_rows)
     logger.info("[Chosen] : %s", rule)
@@ -239,23 +282,25 @@ def write_result(
     details = {"chosen": asdict(chosen), "models": alone, "frontier": [asdict(one) for one in best]}
     points = [(name, one.mean_ms, 100 * one.accuracy) for name, one in zip(names, singles, strict=True)]
     line = [(one.mean_ms, 100 * one.accuracy) for one in best]
-    figure = frontier_figure(points, line, (chosen.mean_ms, 100 * chosen.accuracy))
+    figure = frontier_figure(points, line, (chosen.mean_ms, 100 * chosen.accuracy), accuracy)
     origin = {"machine": machine, "rows": num_rows, "asked": chosen.asked}
     write_cascade_dir(path, stages, origin, rule, text, details, figure)
 
 
 def main() -> None:
     args = parse_args()
-    columns, data_dir = text_columns(args), Path(args.data_dir)
+    data_dir = Path(args.data_dir)
     check_cascade_dir(args.output_dir, args.stages, "--output_dir")
     folders, models = open_models(args.stages, args.num_threads)
+    task = {problem_type: name for name, problem_type in TASKS.items()}[models[0].problem_type]
+    columns = text_columns(args, task)
     names = [folder.model.path.name for folder in folders]
     texts, true = read_valid(data_dir, columns, models[0].labels)
     unlabelled_texts = read_unlabelled(data_dir, columns, models[0])
 
     logits, milliseconds = measure_stages(models, texts)
-    temperatures = [fit_temperature(scores, true) for scores in logits]
-    results = stage_results(logits, temperatures, milliseconds)
+    temperatures = fitted_temperatures(logits, true, task)
+    results = stage_results(models, logits, temperatures, milliseconds)
     for warning in check_order(names, results, true):
         logger.warning("[Order] : %s", warning)
     measured = candidates(results, true, unlabelled_results(models, unlabelled_texts, temperatures))

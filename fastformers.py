@@ -12,6 +12,8 @@ it into data_dir/tokenized-..., once. The names of several follow one another, a
 losses against each: with --kd_loss=soft_cross_entropy it learns the mean of their probabilities, with mse the mean of
 their logits, in which a teacher with larger logits counts for more (Hinton et al. 2015 have both, as the arithmetic and
 the geometric mean). The losses of hidden states, attention and relations are taken against the first one alone.
+Where the config names another task than one label a text, the same losses are taken of each label or score: see
+docs/tasks.md.
 --augmented adds the rows that augment_data.py made, --unlabelled those of unlabelled.txt. --soft_labels learns from the
 probabilities in the data, where rows have some, and needs no teacher. The best model on valid.txt (--measure) is kept.
 The teachers' logits are kept beside their tokenized data, and computed once. Stopped or killed, the same command
@@ -21,6 +23,7 @@ Several processes: `accelerate launch fastformers.py ...` or `torchrun --nproc_p
 
 import argparse
 import logging
+from dataclasses import replace
 from typing import Any
 
 import utils.system.environment  # isort: skip  # noqa: F401
@@ -63,6 +66,7 @@ from utils.training.losses import KD_LOSSES
 from utils.training.resume import discard
 from utils.training.scalars import scalars_into
 from utils.training.soft_targets import with_soft_labels
+from utils.training.tasks import Task, task_of
 from utils.training.teacher import Teacher, taught_logits
 
 logger = logging.getLogger(__name__)
@@ -93,10 +97,14 @@ def parse_args() -> argparse.Namespace:
     )
     add_output_options(parser)
     group = parser.add_argument_group("losses (their weighted sum)")
-    group.add_argument("--kd_loss", choices=sorted(KD_LOSSES), default="soft_cross_entropy", help="loss of the logits")
+    group.add_argument(
+        "--kd_loss",
+        choices=sorted(KD_LOSSES),
+        help="loss of the logits (default: soft_cross_entropy, of multi_label for each label; of regression mse)",
+    )
     group.add_argument("--temperature", type=positive_float, default=1.0, help="of soft_cross_entropy")
     group.add_argument(
-        "--label_ratio", type=nonnegative_float, default=0.0, help="weight of the labels' cross-entropy (0: none)"
+        "--label_ratio", type=nonnegative_float, default=0.0, help="weight of the loss of the labels (0: none)"
     )
     group.add_argument(
         "--state_loss_ratio", type=nonnegative_float, default=0.0, help="weight of the hidden-state loss (0: none)"
@@ -237,9 +245,9 @@ def load_teachers(
     for options in teacher_options(args):
         name = options["name"]
         if options["config"]:
-            config = load_config(options["config"])
+            config = replace(load_config(options["config"]), task=data.task)
         else:
-            config = config_of_checkpoint(name, TEACHER_FLAG, n_ctx, allow_hub_name=True)
+            config = config_of_checkpoint(name, TEACHER_FLAG, n_ctx, data.task, allow_hub_name=True)
         own_tokenizer = load_tokenizer(name, TEACHER_FLAG, allow_hub_name=True)
         rows = rows_to_read(data, tokenizer, own_tokenizer, config.n_ctx, options["data_dir"], splits)
         compares_tokens = args.state_loss_ratio or args.att_loss_ratio or args.relation_loss_ratio
@@ -274,7 +282,7 @@ def rows_to_read(
         UserError: the folder does not hold the same rows, or they cannot be tokenized.
     """
     if data_dir:
-        rows = load_data(data_dir, own_tokenizer, n_ctx)
+        rows = load_data(data_dir, own_tokenizer, n_ctx, task=data.task)
         # Of unlabelled rows those are left out that are in test.
         check_same_rows(data, rows, splits + ["test"] * ("unlabelled" in splits))
         return rows
@@ -284,7 +292,7 @@ def rows_to_read(
     return None
 
 
-def load_student(args: argparse.Namespace, config: Config, labels: list[str]) -> PreTrainedModel:
+def load_student(args: argparse.Namespace, config: Config, data: Data) -> PreTrainedModel:
     """The student as it starts.
 
     Raises:
@@ -293,7 +301,14 @@ def load_student(args: argparse.Namespace, config: Config, labels: list[str]) ->
     attention = "eager" if args.att_loss_ratio > 0 else None
     set_seed(args.seed)  # before a new classifier draws its weights
     student = load_model(
-        args.bert_model_name_or_path, FLAG, config, labels, attention=attention, new_head=True, allow_hub_name=True
+        args.bert_model_name_or_path,
+        FLAG,
+        config,
+        data.labels,
+        attention=attention,
+        new_head=True,
+        allow_hub_name=True,
+        scale=data.scale,
     )
     if args.dropout is not None:
         set_dropout(student, args.dropout)
@@ -314,8 +329,15 @@ def contents_of_teachers(teachers: list[Teacher], data: Data, tokenizer: PreTrai
     return {TEACHER_FLAG: ", ".join(weights), "--teacher_data_dir": ", ".join(rows), "--teacher_model_path": ""}
 
 
-def loss_weights(args: argparse.Namespace) -> LossWeights:
-    """What the options of the losses say."""
+def loss_weights(args: argparse.Namespace, task: Task) -> LossWeights:
+    """What the options of the losses say; puts the task's own loss of the logits where none is named.
+
+    Raises:
+        UserError: the task has no such loss of the logits.
+    """
+    args.kd_loss = args.kd_loss or next(iter(task.kd_losses))
+    if args.kd_loss not in task.kd_losses:
+        raise UserError(f"--kd_loss={args.kd_loss} is none of the task {task.name}: give {', '.join(task.kd_losses)}")
     return LossWeights(
         kd_loss=args.kd_loss,
         temperature=args.temperature,
@@ -356,11 +378,12 @@ def main() -> None:
     check_something_teaches(args)
     config = load_config(args.config)
     tokenizer = load_tokenizer(args.bert_model_name_or_path, FLAG, allow_hub_name=True)
-    data = load_data(args.data_dir, tokenizer, config.n_ctx)
+    data = load_data(args.data_dir, tokenizer, config.n_ctx, task=config.task)
+    task, settings = task_of(data), training_settings(args, config.task)
+    weights = loss_weights(args, task)
     splits = splits_to_learn_from(args, data)
     teachers = load_teachers(args, config.n_ctx, data, tokenizer, ["valid", *splits])
-    student = load_student(args, config, data.labels)
-    weights = loss_weights(args)
+    student = load_student(args, config, data)
     first = teachers[0].model if teachers else None
     layers = paired_layers(first, student, weights, args.teacher_layers) if first else []
     if first:
@@ -385,10 +408,12 @@ def main() -> None:
         with without_projection(model):
             save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path)
 
-    row_losses = distillation_losses(token_teacher, student, train_logits, num_labelled, weights, layers, has_logits)
-    best = train(student, data, row_losses, training_settings(args), accelerator, save, run, scalars_into(args.log_dir))
+    row_losses = distillation_losses(
+        token_teacher, student, train_logits, num_labelled, weights, layers, has_logits, task
+    )
+    best = train(student, data, row_losses, settings, accelerator, save, run, scalars_into(args.log_dir))
     discard(run, accelerator)
-    logger.info("[Best] : valid loss %.4f, valid accuracy %.4f: %s", best.loss, best.accuracy, args.bert_output_dir)
+    logger.info("[Best] : %s: %s", best, args.bert_output_dir)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,14 @@ a time, which is faster.
 With --min_probability=0.8, for those who give unsure answers to a person, each line says further whether the label's
 probability is at least that: sure or unsure, or, as jsonl, {"sure": true} or false.
 
+Where a text has any number of labels they are joined, as by |, and so are their probabilities; jsonl has a list of
+labels as well. A model of scores writes these, of a reranker that of each query<TAB>passage.
+
 With --output, for files of any number of rows, that file gets every row of --input as it is, with the columns label and
 probability, of a cascade also stage, and with --min_probability also sure (True or False). --num_instances processes of
 one thread label the rows. Stopped or killed, the same command continues where it was; the file is there when it is
-whole. Its ending says its form: .csv, .tsv, .jsonl (of JSON lines always) or .parquet.
+whole. Its ending says its form: .csv, .tsv, .jsonl (of JSON lines always) or .parquet. Of a model of scores the columns
+are these scores.
 
 Of lines on standard input, the file predictor.py in the model folder does the same without this project.
 """

@@ -9,6 +9,9 @@ train.jsonl or train.parquet may take the place of train.txt, with columns of th
 teacher and a student read one folder where they share a tokenizer; name the teacher with
 --teacher_bert_model_name_or_path to have that checked here already. For a teacher with another one, fastformers.py
 tokenizes by itself.
+Where the config says "task": "multi_label", a row has any number of labels: joined by --label_separator, in a list of
+JSON lines or Parquet, or in a column for each that holds 1 or 0 (--label_column=toxic,insult). With "task":
+"regression" it has a number, or one in each of several columns.
 unlabelled.txt, or a file with columns, may hold texts without labels, for fastformers.py --unlabelled. Its rows are
 left out that are empty, come again, or are in train, valid or test; case and white space make no difference. Rows of
 train and unlabelled may have soft labels, the probability of every label, for fastformers.py --soft_labels: in a column
@@ -19,17 +22,20 @@ Several processes, on one machine or on several that share their files: `torchru
 import argparse
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import utils.system.environment  # isort: skip  # noqa: F401
 
+import numpy as np
+
 from utils.arguments import add_column_options, add_text_options, positive_int, script_parser, text_columns
+from utils.data.labels import Columns, label_columns
 from utils.data.preprocessing import tokenize_data
 from utils.data.soft_labels import SOFT_SPLITS, soft_label_files
-from utils.data.texts import Columns
 from utils.models.checkpoint import check_same_tokenizer, load_hub_config, load_tokenizer
-from utils.models.config import load_config
+from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL, load_config
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 from utils.system.errors import UserError
@@ -39,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 # Shares above which preprocess.py warns: of rows with one label, of rows that fill n_ctx, and of unknown tokens.
 IMBALANCED, TRUNCATED, UNKNOWN = 0.8, 0.01, 0.5
+FEW_ROWS = 10  # with a label; of fewer it can hardly be learned
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,13 +81,14 @@ def main() -> None:
     data_dir = Path(args.data_dir)
     if data_dir.is_dir():
         check_output_folder(data_dir, "--data_dir")
-    names = text_columns(args)
+    names = text_columns(args, config.task)
     if args.soft_label_column:
         names = with_soft_labels(names, args.soft_label_column.strip(), data_dir)
     label_counts, summary = tokenize_data(data_dir, tokenizer, config.n_ctx, progress, args.num_proc, names)
     for split, counts in summary.items():
         log_split(split, counts, config.n_ctx, args.config, args.bert_model_name_or_path)
-    log_labels(label_counts, data_dir)
+    if summary:  # in the first process
+        LOG_LABELS[config.task](label_counts, data_dir, summary["train"]["labels"])
 
 
 def with_soft_labels(names: Columns, column: str, data_dir: Path) -> Columns:
@@ -89,7 +97,7 @@ def with_soft_labels(names: Columns, column: str, data_dir: Path) -> Columns:
     Raises:
         UserError: no file has it, or it is one of the others.
     """
-    if column in (*names.texts, names.label):
+    if column in (*names.texts, *label_columns(names)):
         raise UserError(f"--soft_label_column={column} is the column of a text or of the label: name another one")
     names = names._replace(soft_label=column)
     if not any(path.stem in SOFT_SPLITS for path in soft_label_files(data_dir, names).values()):
@@ -139,7 +147,7 @@ def log_split(split: str, counts: dict, n_ctx: int, config: str, encoder: str) -
         )
 
 
-def log_labels(label_counts: dict[str, int], data_dir: Path) -> None:
+def log_labels(label_counts: dict[str, int], data_dir: Path, labels: None) -> None:
     """Say which labels there are, and where nearly all rows have the same one."""
     most = max(label_counts, key=label_counts.__getitem__)
     share = label_counts[most] / sum(label_counts.values())
@@ -152,6 +160,58 @@ def log_labels(label_counts: dict[str, int], data_dir: Path) -> None:
         )
     shown = ", ".join(itertools.islice(label_counts, 8)) + (", ..." if len(label_counts) > 8 else "")
     logger.info("[Labels] : %d (%s), written to %s", len(label_counts), shown, data_dir / "label.txt")
+
+
+def log_several_labels(label_counts: dict[str, int], data_dir: Path, labels: np.ndarray) -> None:
+    """Say which labels there are, how many a row has, and which are in few rows; `labels` [rows, labels] are 1 or 0."""
+    log_labels(dict.fromkeys(label_counts, 1), data_dir, None)
+    counts = labels.sum(1)
+    logger.info(
+        "[Labels] : of %d rows of train %d have several, %d one and %d none",
+        len(counts),
+        int((counts > 1).sum()),
+        int((counts == 1).sum()),
+        int((counts == 0).sum()),
+    )
+    by_count = sorted(label_counts, key=lambda label: -label_counts[label])
+    numbers = [f"{label} {label_counts[label]}" for label in by_count]
+    shown = numbers if len(numbers) <= 16 else [*numbers[:8], "...", *numbers[-7:]]
+    logger.info("[Labels] : rows with each: %s", ", ".join(shown))
+    most = label_counts[by_count[0]] / len(counts)
+    if most > IMBALANCED:
+        logger.warning("[Labels] : %.1f %% of the rows of train have %s", 100 * most, by_count[0])
+    few = [number for number, label in zip(numbers, by_count, strict=True) if label_counts[label] < FEW_ROWS]
+    if few:
+        logger.warning(
+            "[Labels] : fewer than %d rows of train have %s: too few to learn them from", FEW_ROWS, ", ".join(few[:8])
+        )
+
+
+def log_scores(names: dict[str, int], data_dir: Path, scores: np.ndarray) -> None:
+    """Say in which range the scores [rows, scores] are, and where nearly all rows have the same."""
+    for name, values in zip(names, scores.T.astype(np.float64), strict=True):
+        logger.info(
+            "[Scores] : %r of train is from %.6g to %.6g, mean %.6g, standard deviation %.6g",
+            name,
+            values.min(),
+            values.max(),
+            values.mean(),
+            values.std(),
+        )
+        different, counts = np.unique(values, return_counts=True)
+        if counts.max() > IMBALANCED * len(values):
+            share = 100 * counts.max() / len(values)
+            logger.warning(
+                "[Scores] : %.1f %% of train have the same %r, %.6g", share, name, different[counts.argmax()]
+            )
+    logger.info("[Labels] : %d (%s), written to %s", len(names), ", ".join(names), data_dir / "label.txt")
+
+
+LOG_LABELS: dict[str, Callable[[dict[str, int], Path, Any], None]] = {
+    SINGLE_LABEL: log_labels,
+    MULTI_LABEL: log_several_labels,
+    REGRESSION: log_scores,
+}
 
 
 if __name__ == "__main__":

@@ -57,8 +57,10 @@ from utils.system.devices import make_accelerator
 from utils.system.errors import UserError
 from utils.system.files import check_output_file, check_output_folder
 from utils.training.loop import Settings
+from utils.training.metrics import main_measure
 from utils.training.resume import discard
 from utils.training.scoring import evaluate_logits, predict
+from utils.training.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ def parse_args() -> argparse.Namespace:
         "--importance_target",
         choices=["labels", "logits"],
         default="labels",
-        help="logits: the model's own predictions take the labels' place",
+        help="logits: the model's own predictions take the labels' place (of scores: their own gradient does)",
     )
     group.add_argument(
         "--normalize_importance", action="store_true", help="make each layer's scores sum to 1; without it, as they are"
@@ -172,9 +174,9 @@ def prune_once(args: argparse.Namespace, model: PreTrainedModel, data: Data, ste
     """Take the first of `steps_left` equal steps to the targets, in place: rank, choose shapes, prune, recover."""
     train = data.splits["train"]
     batches = partial(sample_batches, train, args.importance_rows, model.config.pad_token_id, args.seed)
-    scoring = args.importance, args.importance_target
+    scoring, task = (args.importance, args.importance_target), task_of(data)
     if has_layer_target(args):
-        ranking = rank(model, batches("importance"), *scoring, args.normalize_importance, args.seed)
+        ranking = rank(model, batches("importance"), *scoring, args.normalize_importance, args.seed, task)
         if args.target_macs:
             fraction, mean_length = args.target_macs ** (1 / args.iterations), float(lengths(train).mean())
             shapes = fit_macs(model, ranking.heads, ranking.neurons, fraction, mean_length)
@@ -189,7 +191,7 @@ def prune_once(args: argparse.Namespace, model: PreTrainedModel, data: Data, ste
             recover(model, whole, batches("recover"))
     if args.target_hidden_size:
         size = next_size(model.config.hidden_size, args.target_hidden_size, steps_left, head_size_of(model))
-        unit_scores = rank_width(model, batches("importance"), *scoring)
+        unit_scores = rank_width(model, batches("importance"), *scoring, task)
         whole = copy.deepcopy(model)
         hidden_units = prune_width(model, size, *unit_scores)
         if args.recover:
@@ -201,13 +203,19 @@ def main() -> None:
     check_args(args)
     config = load_config(args.config)
     tokenizer = load_tokenizer(args.bert_output_dir, "--bert_output_dir")
-    data = load_data(args.data_dir, tokenizer, config.n_ctx)
-    valid = data.splits["valid"]
+    data = load_data(args.data_dir, tokenizer, config.n_ctx, task=config.task)
+    task, valid = task_of(data), data.splits["valid"]
     set_seed(args.seed)
     # An encoder without a classifier will do where no loss ranks its parts.
     new_head = not (has_layer_target(args) or args.target_hidden_size)
     model = load_model(
-        args.bert_output_dir, "--bert_output_dir", config, data.labels, args.model_path, new_head=new_head
+        args.bert_output_dir,
+        "--bert_output_dir",
+        config,
+        data.labels,
+        args.model_path,
+        new_head=new_head,
+        scale=data.scale,
     )
     layers = layers_to_keep(len(layer_uses(model)), args.keep_layers, args.target_num_layers)
     check_sizes(model, layers, args.target_num_heads, args.target_ffn_dim, args.target_hidden_size)
@@ -217,21 +225,23 @@ def main() -> None:
 
     accelerator = make_accelerator(args.device, "fp32")
     model.to(accelerator.device)
-    before = evaluate_logits(predict(model, valid, accelerator, "before"), valid)
-    logger.info("[Before] : %s, valid accuracy %.4f", shape_in_words(model), before.accuracy)
+    before = evaluate_logits(predict(model, valid, accelerator, "before"), valid, task)
+    logger.info("[Before] : %s, %s", shape_in_words(model), before.score_in_words())
     if args.iterations > 1:
         teacher_logits = predict(model, data.splits["train"], accelerator, "teacher")
         keep_layers(model, layers)
         contents = {"--data_dir": data.fingerprint, "--bert_output_dir": fingerprint(model), "--model_path": ""}
         run = begin_training(args, args.bert_output_dir_pruned, contents, accelerator)
-        settings = Settings(lr=args.lr, epochs=1, batch_size=DISTILLATION_BATCH, measure="accuracy", seed=args.seed)
+        settings = Settings(
+            lr=args.lr, epochs=1, batch_size=DISTILLATION_BATCH, measure=main_measure(task.name), seed=args.seed
+        )
         step = partial(prune_once, args, model, data)
         prune_in_steps(model, args.iterations, step, teacher_logits, data, settings, accelerator, run)
     else:
         keep_layers(model, layers)
         prune_once(args, model, data, steps_left=1)
-    after = evaluate_logits(predict(model, valid, accelerator, "after"), valid)
-    logger.info("[After] : %s, valid accuracy %.4f", shape_in_words(model), after.accuracy)
+    after = evaluate_logits(predict(model, valid, accelerator, "after"), valid, task)
+    logger.info("[After] : %s, %s", shape_in_words(model), after.score_in_words())
 
     if args.prune_vocabulary:
         size = len(tokenizer)

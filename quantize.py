@@ -8,11 +8,15 @@ compared with PyTorch's on rows of all lengths, alone and in padded batches: whe
 nothing is written. Then every int8 recipe is measured on valid.txt, row by row: latency on this machine, and accuracy.
 The fastest whose accuracy is at most --max_accuracy_drop below that of fp32 is written. Of those within 5 % of its
 latency, which is noise, the smallest file counts, and of those within 5 % of its size how close the logits are to
-fp32's. Where none is accurate enough, fp32 is written.
+fp32's. Where none is accurate enough, fp32 is written. For other tasks than one label a text, macro F1 or Pearson's
+correlation takes the place of accuracy, and --max_metric_drop says how much of it may be lost.
 
 The table also says how far the probabilities can be trusted (expected calibration error and Brier score, of valid, less
 is better) and how many of the answers are others than fp32's. --calibrate divides the logits by a temperature that
 makes the probabilities fit valid best; answers stay as they are.
+
+--tune_thresholds chooses, for a model that gives a text any number of labels, the probability above which each is
+given, by its F1 on valid; --output_dir then keeps them. Without it a label is given above 0.5.
 
 --output_dir takes all that prediction needs, see predict.py. --quantized_onnx_path and --onnx_path write the chosen and
 the fp32 graph alone, each to one file that takes input_ids, attention_mask and, where the model has two token types,
@@ -24,9 +28,10 @@ Stopped or killed, the same command continues where it was.
 
 import argparse
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import utils.system.environment  # isort: skip  # noqa: F401
 
@@ -42,7 +47,7 @@ from utils.arguments import (
     nonnegative_float,
     script_parser,
 )
-from utils.data.tables import Data, collate, evenly_spaced, load_data, row_labels
+from utils.data.tables import Data, collate, columns_of, evenly_spaced, load_data, row_labels
 from utils.export.calibrated import divide_logits
 from utils.export.fused import build_graph
 from utils.export.graph import NotFusable
@@ -54,7 +59,7 @@ from utils.measuring.calibration import brier_score, expected_calibration_error,
 from utils.measuring.timing import aligned_table, single_rows, timed_in_turns
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import fingerprint, load_model
-from utils.models.config import load_config
+from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL, load_config
 from utils.models.families import FAMILIES, in_table
 from utils.predictor import GRAPH, UNPADDED_GRAPH, usable_cpus
 from utils.system.bars import progress_bar
@@ -63,24 +68,27 @@ from utils.system.errors import UserError
 from utils.system.files import atomic_file, check_output_file
 from utils.system.journal import Cached, unfinished_path
 from utils.system.machine import describe_machine
+from utils.training.metrics import NAMES, given_labels, main_measure, measure, tuned_thresholds
 
 logger = logging.getLogger(__name__)
 
 CALIBRATION_ROWS = 256
+MAX_DROP = 0.005
 EQUAL = 1.05  # times the fastest's latency, or the smallest's size
 
 
 class VersionResult(NamedTuple):
     """What was measured of one version of the model."""
 
-    accuracy: float  # on valid
+    accuracy: float  # on valid; of other tasks than one label a text, their main measure
     p50: float  # milliseconds of one row
     drift: float  # mean distance from fp32's logits
     megabytes: float
-    calibration_error: float  # expected calibration error on valid
-    brier: float  # Brier score on valid
-    flips: int  # rows of valid whose answer is not fp32's
-    temperature: float  # by which the logits should be divided
+    calibration_error: float | None = None  # expected calibration error on valid, where a text has one label
+    brier: float | None = None  # Brier score on valid, likewise
+    flips: int | None = None  # rows of valid whose answer is not fp32's
+    temperature: float = 1.0  # by which the logits should be divided
+    thresholds: np.ndarray | None = None  # the probability above which each label is given, where they are tuned
 
 
 def parse_args() -> argparse.Namespace:
@@ -97,11 +105,22 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--onnx_path", help="file for the fp32 graph; without it there is none")
     group.add_argument("--quantized_onnx_path", help="file for the chosen graph; without it there is none")
     group = parser.add_argument_group("which graph")
-    group.add_argument(
+    drop = group.add_mutually_exclusive_group()
+    drop.add_argument(
         "--max_accuracy_drop",
         type=nonnegative_float,
-        default=0.005,
-        help="accuracy on valid.txt that int8 may cost, of 1",
+        help=f"accuracy on valid.txt that int8 may cost, of 1 (default: {MAX_DROP})",
+    )
+    drop.add_argument(
+        "--max_metric_drop",
+        type=nonnegative_float,
+        help=f"the same of the task's main measure: accuracy, macro F1 or Pearson's correlation (default: {MAX_DROP})",
+    )
+    group.add_argument(
+        "--tune_thresholds",
+        action="store_true",
+        help="for multi_label: choose the probability above which each label is given by its F1 on valid.txt; without "
+        "it, 0.5",
     )
     group.add_argument(
         "--target_cpu",
@@ -145,6 +164,24 @@ def check_args(args: argparse.Namespace) -> None:
         check_model_dir(args.output_dir, "--output_dir")
 
 
+def check_task(args: argparse.Namespace, task: str) -> None:
+    """Check that the options are for this task, and put in how much its measure may drop where none says so.
+
+    Raises:
+        UserError: one is not; names it.
+    """
+    if args.tune_thresholds and task != MULTI_LABEL:
+        raise UserError(f"--tune_thresholds is for the task multi_label, and this one is {task}: leave it out")
+    if args.calibrate and task != SINGLE_LABEL:
+        mend = "tune thresholds instead, with --tune_thresholds" if task == MULTI_LABEL else "leave it out"
+        raise UserError(f"--calibrate is for the task single_label, and this one is {task}: {mend}")
+    if args.max_accuracy_drop is not None and task != SINGLE_LABEL:
+        name = NAMES[main_measure(task)]
+        raise UserError(f"--max_accuracy_drop is for the task single_label: give --max_metric_drop, of the {name}")
+    if args.max_accuracy_drop is None and args.max_metric_drop is None:
+        setattr(args, "max_accuracy_drop" if task == SINGLE_LABEL else "max_metric_drop", MAX_DROP)
+
+
 def export(model: PreTrainedModel) -> Graphs:
     """The model's fp32 graphs: `GRAPH` and, where fused, `UNPADDED_GRAPH`.
 
@@ -186,26 +223,41 @@ def int8_candidates(graphs: Graphs, data: Data, pad_token_id: int, bits: int, ca
 
 
 def measure_versions(
-    versions: dict[str, Graphs], data: Data, pad_token_id: int, cached: Cached
+    versions: dict[str, Graphs], data: Data, pad_token_id: int, cached: Cached, tune_thresholds: bool
 ) -> dict[str, VersionResult]:
     """Run every version, on this machine, over valid, one row at a time; the first one is fp32."""
     valid = data.splits["valid"]
     engines = [open_graph(graphs.get(UNPADDED_GRAPH, graphs[GRAPH]), len(data.labels)) for graphs in versions.values()]
     inputs = [single_rows(valid, pad_token_id)] * len(engines)
     logits, milliseconds = timed_in_turns(engines, inputs, len(valid), cached=cached)
-    true = row_labels(valid)
     return {
         name: VersionResult(
-            accuracy=float((scores.argmax(-1) == true).mean()),
+            **quality(scores, logits[0], data, tune_thresholds),
             p50=float(np.median(np.concatenate(latencies))),
             drift=float(np.abs(scores - logits[0]).mean()),
             megabytes=graphs[GRAPH].ByteSize() / 1e6,
-            calibration_error=expected_calibration_error(scores, true),
-            brier=brier_score(scores, true),
-            flips=int((scores.argmax(-1) != logits[0].argmax(-1)).sum()),
-            temperature=fit_temperature(scores, true),
         )
         for (name, graphs), scores, latencies in zip(versions.items(), logits, milliseconds, strict=True)
+    }
+
+
+def quality(logits: np.ndarray, fp32_logits: np.ndarray, data: Data, tune_thresholds: bool) -> dict[str, Any]:
+    """What a `VersionResult` says of a version's answers on valid; both logits are [rows, outputs]."""
+    true, main = row_labels(data.splits["valid"]), main_measure(data.task)
+    if data.task == REGRESSION:
+        return {"accuracy": measure(main, logits, true)}
+    if data.task == MULTI_LABEL:
+        thresholds = tuned_thresholds(logits, true) if tune_thresholds else None
+        of_fp32 = tuned_thresholds(fp32_logits, true) if tune_thresholds else None
+        differ = given_labels(logits, thresholds) != given_labels(fp32_logits, of_fp32)
+        accuracy, flips = measure(main, logits, true, thresholds), int(differ.any(-1).sum())
+        return {"accuracy": accuracy, "flips": flips, "thresholds": thresholds}
+    return {
+        "accuracy": measure(main, logits, true),
+        "calibration_error": expected_calibration_error(logits, true),
+        "brier": brier_score(logits, true),
+        "flips": int((logits.argmax(-1) != fp32_logits.argmax(-1)).sum()),
+        "temperature": fit_temperature(logits, true),
     }
 
 
@@ -225,24 +277,43 @@ def calibrated(graphs: Graphs, temperature: float) -> Graphs:
     return {file: divide_logits(graph, temperature) for file, graph in graphs.items()}
 
 
-def table(results: dict[str, VersionResult], chosen: str) -> str:
-    """The versions as aligned text."""
+def table(results: dict[str, VersionResult], chosen: str, accuracy: str = "accuracy") -> str:
+    """The versions as aligned text; `accuracy` is what the task's main measure is called."""
+    columns: dict[str, Callable[[VersionResult], str]] = {
+        accuracy: lambda result: f"{result.accuracy:.4f}",
+        "ECE": lambda result: shown_number(result.calibration_error, ".4f"),
+        "Brier": lambda result: shown_number(result.brier, ".4f"),
+        "flips": lambda result: shown_number(result.flips, "d"),
+        "logit drift": lambda result: f"{result.drift:.4f}",
+        "p50 ms": lambda result: f"{result.p50:.3f}",
+        "MB": lambda result: f"{result.megabytes:.1f}",
+    }
+    # Some tasks have no such numbers.
+    columns = {name: cell for name, cell in columns.items() if any(map(cell, results.values()))}
     rows = [
-        [
-            name,
-            f"{result.accuracy:.4f}",
-            f"{result.calibration_error:.4f}",
-            f"{result.brier:.4f}",
-            f"{result.flips}",
-            f"{result.drift:.4f}",
-            f"{result.p50:.3f}",
-            f"{result.megabytes:.1f}",
-            "*" * (name == chosen),
-        ]
-        for name, result in results.items()
+        [name, *(cell(result) for cell in columns.values()), "*" * (name == chosen)] for name, result in results.items()
     ]
-    header = ["version", "accuracy", "ECE", "Brier", "flips", "logit drift", "p50 ms", "MB", "chosen"]
-    return aligned_table(header, rows)
+    return aligned_table(["version", *columns, "chosen"], rows)
+
+
+def shown_number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def folder_facts(
+    args: argparse.Namespace, data: Data, result: VersionResult, version: str, machine: dict[str, object]
+) -> dict:
+    """What the config.json of --output_dir says of how the model was made, and of how it is to be used."""
+    facts: dict[str, Any] = {"n_ctx": load_config(args.config).n_ctx, "version": version, "machine": machine}
+    if data.texts_a_row:
+        facts["texts"] = data.texts_a_row
+    if args.calibrate:
+        facts["temperature"] = result.temperature
+    if data.task == MULTI_LABEL:
+        facts["label_separator"] = columns_of(data).separator
+    if result.thresholds is not None:
+        facts["thresholds"] = dict(zip(data.labels, result.thresholds.tolist(), strict=True))
+    return facts
 
 
 def main() -> None:
@@ -250,7 +321,8 @@ def main() -> None:
     check_args(args)
     config = load_config(args.config)
     tokenizer = load_tokenizer(args.bert_output_dir, "--bert_output_dir")
-    data = load_data(args.data_dir, tokenizer, config.n_ctx)
+    check_task(args, config.task)
+    data = load_data(args.data_dir, tokenizer, config.n_ctx, task=config.task)
     model = load_model(args.bert_output_dir, "--bert_output_dir", config, data.labels, args.model_path, "eager")
     pad_token_id, num_labels = tokenizer.pad_token_id, len(data.labels)
 
@@ -263,26 +335,27 @@ def main() -> None:
 
     fp32 = export(model)
     batches = comparison_batches(data, pad_token_id)
-    logits = cached("pytorch", partial(pytorch_logits, model, fp32, batches, num_labels))
+    unit = 1.0 if data.scale is None else data.scale[1]
+    logits = cached("pytorch", partial(pytorch_logits, model, fp32, batches, num_labels, unit))
     expected = [np.array(rows, dtype=np.float32) for rows in logits]
     versions = {"fp32": fp32}
     if args.quantized_onnx_path or (args.output_dir and not args.fp32 and not args.fp16):
         bits = WEIGHT_BITS[detect_cpu() if args.target_cpu == "auto" else args.target_cpu]
         versions |= int8_candidates(fp32, data, pad_token_id, bits, cached)
-    results = measure_versions(versions, data, pad_token_id, cached)
-    chosen = choose(results, args.max_accuracy_drop)
+    results = measure_versions(versions, data, pad_token_id, cached, args.tune_thresholds)
+    chosen = choose(results, args.max_metric_drop if args.max_accuracy_drop is None else args.max_accuracy_drop)
     if chosen == "fp32" and len(versions) > 1:
         logger.warning("[int8] : no int8 version is both faster and accurate enough: fp32 takes its place")
     kind = "fp32" if args.fp32 else "fp16" if args.fp16 else chosen
     if kind == "fp16":
         versions[kind] = {file: to_fp16(graph) for file, graph in fp32.items()}
     for name in {chosen, kind} - {"fp32"}:
-        difference = largest_difference(versions[name], batches, expected, num_labels)
+        difference = largest_difference(versions[name], batches, expected, num_labels, unit)
         if not np.isfinite(difference):
             unfinished_path(output).unlink()
             raise UserError(f"the {name} graph gives logits that are no numbers, so nothing was written: use --fp32")
         logger.info("[Chosen] : %s, largest logit difference from PyTorch %.2g", name, difference)
-    shown = table(results, chosen)
+    shown = table(results, chosen, NAMES[main_measure(config.task)])
     print(shown)
 
     temperatures = {name: results[name if name in results else "fp32"].temperature for name in {"fp32", chosen, kind}}
@@ -294,9 +367,7 @@ def main() -> None:
             with atomic_file(path) as temporary:
                 onnx.save(graph, temporary)
     if args.output_dir:
-        origin = {"n_ctx": config.n_ctx, "version": kind, "machine": machine}
-        origin |= {"texts": data.texts_a_row} if data.texts_a_row else {}
-        origin |= {"temperature": temperatures[kind]} if args.calibrate else {}
+        origin = folder_facts(args, data, results[kind if kind in results else "fp32"], kind, machine)
         write_model_dir(args.output_dir, versions[kind], tokenizer, model.config, origin, shown, args.single_file)
     unfinished_path(output).unlink()
 

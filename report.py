@@ -26,7 +26,6 @@ others are measured all the same, and the exit code is 2.
 import argparse
 import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import utils.system.environment  # isort: skip  # noqa: F401
@@ -42,17 +41,30 @@ from utils.arguments import (
     script_parser,
     text_columns,
 )
-from utils.data.texts import labelled_texts, read_labels, split_path
-from utils.measuring.ladder import ComparedRung, MeasuredRung, compared, markdown_table, measured_rung, text_table
+from utils.data.label_checks import read_labels
+from utils.data.labels import encoded_labels
+from utils.data.texts import SPLITS, labelled_texts, split_path
+from utils.measuring.engines import folder_thresholds
+from utils.measuring.ladder import (
+    ComparedRung,
+    MeasuredRung,
+    compared,
+    markdown_table,
+    measured_rung,
+    rung_as_json,
+    text_table,
+)
 from utils.measuring.picture import ladder_figure, save_figure
 from utils.measuring.rungs import OPENERS, Failure, Rung, Setting, measure_rungs, open_rung
 from utils.models.checkpoint import load_tokenizer
-from utils.models.config import load_config
-from utils.predictor import usable_cpus
+from utils.models.config import MULTI_LABEL, load_config
+from utils.predictor import Text, usable_cpus
+from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 from utils.system.errors import UserError
 from utils.system.files import atomic_file, check_output_folder, write_json
 from utils.system.machine import describe_machine
+from utils.training.metrics import NAMES, main_measure, tuned_thresholds
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,6 +79,12 @@ def parse_args() -> argparse.Namespace:
         help=f"one rung, from the slowest on; the first is a checkpoint folder; engines: {', '.join(OPENERS)}",
     )
     add_column_options(parser)
+    group.add_argument(
+        "--tune_thresholds",
+        action="store_true",
+        help="for multi_label: choose the probability above which checkpoints give each label by its F1 on valid; "
+        "without it, 0.5; folders of quantize.py have their own",
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", required=True, help="folder for ladder.json, .md, .png and .svg")
     group = parser.add_argument_group("hardware")
@@ -91,7 +109,7 @@ def write_ladder(
     command = shlex.join(["python", *sys.argv])
     settings = {"num_threads": args.num_threads, "data_dir": args.data_dir, "usd_per_hour": args.usd_per_hour}
     header = describe_machine() | settings
-    result: dict[str, object] = {"machine": header, "command": command, "rungs": [asdict(rung) for rung in rungs]}
+    result: dict[str, object] = {"machine": header, "command": command, "rungs": [rung_as_json(rung) for rung in rungs]}
     folder.mkdir(parents=True, exist_ok=True)
     if failures:
         result["failed"] = [{"name": name, "reason": reason} for name, reason in failures]
@@ -99,33 +117,58 @@ def write_ladder(
     shown = ", ".join(f"{key} {value}" for key, value in header.items())
     with atomic_file(folder / "ladder.md") as temporary:
         table = markdown_table(rungs, has_baseline, failures)
-        picture = "![accuracy against latency](ladder.svg)"
+        picture = f"![{NAMES[rungs[0].measure]} against latency](ladder.svg)"
         temporary.write_text(f"{shown}\n\n`{command}`\n\n{table}\n{picture}\n", encoding="utf-8")
-    if any(rung.accuracy is not None for rung in rungs):  # on its log axis, none cannot be drawn
+    if any(rung.score is not None for rung in rungs):  # on its log axis, none cannot be drawn
         save_figure(ladder_figure(rungs), folder, "ladder")
     print(shown)
     print(text_table(rungs, has_baseline, failures))
 
 
+def thresholds_of(rung: Rung, engine: str, path: str, valid: tuple[list[Text], np.ndarray] | None) -> np.ndarray | None:
+    """The probability above which a rung gives each label, [labels], where rows have any number; None for 0.5.
+
+    Args:
+        valid: texts and labels of valid, to choose by where the rung is no folder of quantize.py; None to do without.
+    """
+    if engine in ("onnx", "onnx_instances") and Path(path).is_dir():
+        return folder_thresholds(path)
+    if valid is None or rung.has_random_weights:
+        return None
+    texts, labels = valid
+    bar = progress_bar(texts, desc="thresholds", unit="row")
+    return tuned_thresholds(np.concatenate([rung.engine.run(rung.engine.encode(text)) for text in bar]), labels)
+
+
 def main() -> None:
     args = parse_args()
-    config, columns, data_dir = load_config(args.config), text_columns(args), Path(args.data_dir)
+    config, data_dir = load_config(args.config), Path(args.data_dir)
+    columns = text_columns(args, config.task)
     names, engines, paths = map(list, zip(*args.rung, strict=True))
     if engines[0] not in ("pytorch", "pytorch_fixed"):
         raise UserError("--rung: the first rung must be a checkpoint folder: its tokenizer is that of ONNX files")
     tokenizer = load_tokenizer(paths[0], "--rung")
     labels = list(read_labels(data_dir, columns)[0])
-    train, test = (labelled_texts(split_path(data_dir, split), columns) for split in ("train", "test"))
+    rows = {split: labelled_texts(split_path(data_dir, split), columns) for split in SPLITS}
+    texts = {split: [text for text, _ in own] for split, own in rows.items()}
+    targets = {
+        split: np.array(encoded_labels([label for _, label in own], labels, columns, has_empty=False))
+        for split, own in rows.items()
+    }
+    if args.tune_thresholds and config.task != MULTI_LABEL:
+        raise UserError(f"--tune_thresholds is for the task multi_label, and this one is {config.task}: leave it out")
     check_output_folder(args.output_dir, "--output_dir")
     torch.set_num_threads(args.num_threads)
-    setting = Setting([text for text, _ in test], train, labels, config.n_ctx, tokenizer, args.num_threads)
+    setting = Setting(
+        texts["test"], texts["train"], targets["train"], labels, config.n_ctx, tokenizer, args.num_threads, config.task
+    )
     opened = [open_rung(engine, path, setting) for engine, path in zip(engines, paths, strict=True)]
     measurements = measure_rungs(opened, setting)
 
-    true = np.array([labels.index(label) for _, label in test])
+    valid = (texts["valid"], targets["valid"]) if args.tune_thresholds else None
     rungs: list[MeasuredRung] = []
     failures: list[tuple[str, str]] = []
-    for name, engine, rung, measurement in zip(names, engines, opened, measurements, strict=True):
+    for name, engine, path, rung, measurement in zip(names, engines, paths, opened, measurements, strict=True):
         if isinstance(measurement, Failure):
             failures.append((name, measurement.reason))
             continue
@@ -134,11 +177,13 @@ def main() -> None:
             measured_rung(
                 name,
                 measurement,
-                true,
+                targets["test"],
                 engine=engine,
                 step=rung.is_step,
                 parameters=rung.parameters,
                 model_bytes=rung.model_bytes,
+                chosen=main_measure(config.task),
+                thresholds=thresholds_of(rung, engine, path, valid) if config.task == MULTI_LABEL else None,
             )
         )
     if rungs:

@@ -15,7 +15,6 @@ import logging
 
 import utils.system.environment  # isort: skip  # noqa: F401
 
-import torch.nn.functional as F
 from accelerate.utils import set_seed
 from torch import as_tensor
 from transformers import PreTrainedModel
@@ -39,6 +38,7 @@ from utils.system.files import check_output_file, check_output_folder
 from utils.training.loop import train
 from utils.training.resume import discard
 from utils.training.scalars import scalars_into
+from utils.training.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ def main() -> None:
     args = parse_args()
     config = load_config(args.config)
     tokenizer = load_tokenizer(args.bert_model_name_or_path, "--bert_model_name_or_path", allow_hub_name=True)
-    data = load_data(args.data_dir, tokenizer, config.n_ctx)
+    data = load_data(args.data_dir, tokenizer, config.n_ctx, task=config.task)
+    task, settings = task_of(data), training_settings(args, config.task)
     set_seed(args.seed)  # before a new classifier draws its weights
     model = load_model(
         args.bert_model_name_or_path,
@@ -69,6 +70,7 @@ def main() -> None:
         data.labels,
         new_head=True,
         allow_hub_name=True,
+        scale=data.scale,
     )
     if args.freeze_embeddings:
         freeze_embeddings(model)
@@ -78,7 +80,7 @@ def main() -> None:
     def row_losses(wrapped, inputs, batch, rows):
         with first_token_only(model):
             logits = wrapped(**inputs).logits
-        return F.cross_entropy(logits, as_tensor(batch["labels"]).to(logits.device), reduction="none")
+        return task.label_loss(logits, as_tensor(batch["labels"]).to(logits.device))
 
     accelerator = make_accelerator(args.device, args.precision)
     contents = {"--data_dir": data.fingerprint, "--bert_model_name_or_path": fingerprint(model)}
@@ -87,9 +89,9 @@ def main() -> None:
     def save(model: PreTrainedModel) -> None:
         save_checkpoint(model, tokenizer, args.bert_output_dir, args.save_path)
 
-    best = train(model, data, row_losses, training_settings(args), accelerator, save, run, scalars_into(args.log_dir))
+    best = train(model, data, row_losses, settings, accelerator, save, run, scalars_into(args.log_dir))
     discard(run, accelerator)
-    logger.info("[Best] : valid loss %.4f, valid accuracy %.4f: %s", best.loss, best.accuracy, args.bert_output_dir)
+    logger.info("[Best] : %s: %s", best, args.bert_output_dir)
 
 
 if __name__ == "__main__":

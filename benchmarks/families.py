@@ -40,6 +40,7 @@ from benchmarks.processes import (
 from benchmarks.results import target_line
 from utils.arguments import positive_int, script_parser
 from utils.data import texts
+from utils.data.label_checks import read_labels
 from utils.data.preprocessing import tokenize_data
 from utils.export.fused import build_graph
 from utils.export.verify import MAX_FP32_DIFFERENCE, largest_difference
@@ -132,7 +133,7 @@ def make_checkpoint(folder: Path, family: str, data_dir: Path, seed: int) -> Non
         return
     ids = {f"{name}_token_id": i for i, name in enumerate(SPECIAL_TOKENS) if name in ("cls", "pad", "sep")}
     ids |= {"bos_token_id": ids["cls_token_id"], "eos_token_id": ids["sep_token_id"]}
-    labels = list(texts.read_labels(data_dir)[0])
+    labels = list(read_labels(data_dir)[0])
     numbers = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     config = AutoConfig.for_model(family, **SHAPES[family], **ids, **numbers, vocab_size=VOCABULARY)
     torch.manual_seed(seed)

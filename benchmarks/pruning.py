@@ -139,7 +139,7 @@ def measure_methods(args: argparse.Namespace, model: PreTrainedModel, data: Data
                     ranking, rank_seconds = rankings[importance]
                     pruned, seconds = in_seconds(prune, model, method, fraction, rows, ranking)
                     seconds += rank_seconds
-                accuracy = evaluate_logits(predict(pruned, test, accelerator, f"{method}, {fraction}"), test).accuracy
+                accuracy = evaluate_logits(predict(pruned, test, accelerator, f"{method}, {fraction}"), test).score
                 result = {"seconds": seconds, "accuracy": accuracy, "shapes": layer_shapes(pruned)}
                 write_json(path, result | {"threads": torch.get_num_threads()})
                 print(f"{method}, {fraction}: accuracy {accuracy:.4f}, {seconds:.0f} s", flush=True)
@@ -224,7 +224,7 @@ def main() -> None:
     set_seed(args.seed)
     train, test = data.splits["train"], data.splits["test"]
     rows = list(sample_batches(train, ROWS, model.config.pad_token_id, args.seed, "collate"))
-    whole = evaluate_logits(predict(model, test, make_accelerator("cpu", "fp32"), "whole"), test).accuracy
+    whole = evaluate_logits(predict(model, test, make_accelerator("cpu", "fp32"), "whole"), test).score
     pruned = measure_methods(args, model, data, rows)
     measure_shapes(args, model, data, pruned)
     steps = measure_steps(args.work_dir, args.config, args.data_dir, args.bert_output_dir, args.student_dir)

@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks.results import target_line
-from utils.measuring.ladder import ComparedRung, markdown_table
+from utils.measuring.ladder import markdown_table, rung_from_json
 from utils.system.files import atomic_file, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +123,7 @@ def ladder_table() -> str:
     rungs = json.loads((ROOT / "results/sst2/ladder.json").read_text(encoding="utf-8"))["rungs"]
     # A ladder from before there was this key has times from token ids alone.
     older: dict = {"ms_a_row_from_tokens": None}
-    return markdown_table([ComparedRung(**(older | rung)) for rung in rungs], baseline=True, failures=[])
+    return markdown_table([rung_from_json(older | rung) for rung in rungs], baseline=True, failures=[])
 
 
 def main() -> None:

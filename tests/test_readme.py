@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, WORDS, make_encoder, make_tokenizer, write_texts
+from task_data import MULTI, SCORES, rows_of
 from tokenizers import models
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
@@ -29,6 +30,7 @@ NAMES = [
     "troubleshooting",
     "results",
     "language-model-teacher",
+    "tasks",
 ]
 DOCS = [f"docs/{name}.md" for name in NAMES]  # in an order in which each finds what those before it wrote
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ["README.md", *DOCS]}
@@ -186,6 +188,13 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(ROOT / name)
     write_texts(tmp_path / "data/sst2")
     write_texts(tmp_path / "data/movie-reviews")
+    for split, count in (("train", 96), ("valid", 32), ("test", 24)):  # for docs/tasks.md
+        for name in ("comments", "movie-ratings"):
+            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+        several = [f"{text},{'|'.join(labels)}" for text, labels in rows_of(MULTI, count)]
+        (tmp_path / f"data/comments/{split}.csv").write_text("\n".join(["text,labels", *several]) + "\n")
+        scores = [f"{text}\t{score}\n" for text, score in rows_of(SCORES, count)]
+        (tmp_path / f"data/movie-ratings/{split}.txt").write_text("".join(scores))
     rows = [f"{WORDS[i % 20]} {WORDS[i % 7]} it,{('billing', 'login', 'other')[i % 3]}" for i in range(90)]
     rows.append("a thing that nobody else wrote,rare")
     (tmp_path / "tickets.csv").write_text("\n".join(["subject,queue", *rows]) + "\n")
@@ -222,8 +231,10 @@ def run_blocks(folder: Folder, names: list[str]) -> None:
             if not (command.startswith("make ladder") and names == DOCS):  # its commands are on the page
                 rule_of(command)(folder, command)
             if "| python " in command:
-                assert re.fullmatch(r"(negative|positive|billing|login|other|rare)\t[01]\.\d+\n", folder.shown)
-            if command.startswith("python evaluate.py"):
+                one_label = r"(negative|positive|billing|login|other|rare)\t[01]\.\d+"
+                several, score = r"[a-z|]*\t[01.\d|]*", r"-?\d+\.\d+"
+                assert re.fullmatch(f"({one_label}|{several}|{score})\n", folder.shown)
+            if command.startswith("python evaluate.py") and "multi-label" not in command:
                 assert re.search(r"^INFO:__main__:\[Accuracy\] : \d\.\d{4}, +\d+/ +24$", folder.shown, re.MULTILINE)
                 elapsed = r"^INFO:__main__:\[Elapsed Time\] : \d+\.\d\dms, \d+\.\d{4}ms on average$"
                 assert re.search(elapsed, folder.shown, re.MULTILINE)

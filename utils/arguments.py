@@ -66,22 +66,43 @@ def add_column_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     """--text_column and --label_column; returns their group, for what else a script reads."""
     group = parser.add_argument_group("columns of TSV, CSV, JSON lines and Parquet files")
     group.add_argument("--text_column", default="text", help="column of the sentence; of a pair, two, such as q1,q2")
-    group.add_argument("--label_column", default="label", help="column of the label")
+    group.add_argument(
+        "--label_column",
+        default="label",
+        help="column of the label; of the tasks multi_label and regression also several, such as toxic,insult",
+    )
+    group.add_argument(
+        "--label_separator",
+        default="|",
+        help="what joins the labels of a row, or its scores, in one text, for the task multi_label",
+    )
     return group
 
 
-def text_columns(args: argparse.Namespace) -> Columns:
+def text_columns(args: argparse.Namespace, task: str = "single_label") -> Columns:
     """The columns that the options of `add_column_options` name.
 
     Raises:
-        UserError: as `column_names`, or the label has the name of a text.
+        UserError: as `column_names`, or the label has the name of a text, or of its columns one has no name or that of
+            another, or holds the separator, or there is none.
     """
-    from utils.data.texts import Columns
+    from utils.data.labels import Columns, label_columns
 
-    texts, label = column_names(args.text_column), args.label_column.strip()
-    if label in texts:
-        raise UserError(f"--text_column={args.text_column} and --label_column={label} name a column twice: name others")
-    return Columns(texts, label)
+    names = Columns(column_names(args.text_column), args.label_column.strip(), task=task)
+    separator = args.label_separator.strip()
+    if not separator or "\t" in separator or len(separator.splitlines()) > 1:
+        raise UserError(
+            f"--label_separator={args.label_separator!r}: give a character, or several, other than white space"
+        )
+    names, columns = names._replace(separator=separator), label_columns(names)
+    given = f"--label_column={names.label}"
+    if any(column in names.texts for column in columns):
+        raise UserError(f"--text_column={args.text_column} and {given} name a column twice: name others")
+    if not all(columns) or len(set(columns)) < len(columns):
+        raise UserError(f"{given} has an empty name, or one twice: name each column once, with commas between")
+    if len(columns) > 1 and any(separator in column for column in columns):
+        raise UserError(f"{given} and --label_separator={separator}: a label may not hold it: give another separator")
+    return names
 
 
 def column_names(text_column: str) -> tuple[str, ...]:
@@ -140,6 +161,8 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def add_training_options(parser: argparse.ArgumentParser, lr: float, epochs: int) -> None:
     """Hyperparameters and hardware of the training loop, and how it can be continued."""
+    from utils.training.metrics import MEASURES
+
     group = parser.add_argument_group("training")
     group.add_argument(
         "--lr",
@@ -164,7 +187,10 @@ def add_training_options(parser: argparse.ArgumentParser, lr: float, epochs: int
     )
     group.add_argument("--max_grad_norm", type=positive_float, default=1.0, help="longer gradients are clipped to it")
     group.add_argument(
-        "--measure", choices=["loss", "accuracy"], default="accuracy", help="what picks the best model on valid.txt"
+        "--measure",
+        choices=["loss", *(name for names in MEASURES.values() for name in names)],
+        help="what picks the best model on valid.txt: loss, or one of the task (default: accuracy; of multi_label "
+        "macro_f1, of regression pearson)",
     )
     group.add_argument(
         "--eval_steps",
@@ -187,10 +213,20 @@ def add_training_options(parser: argparse.ArgumentParser, lr: float, epochs: int
     )
 
 
-def training_settings(args: argparse.Namespace) -> Settings:
-    """The hyperparameters among the options of `add_training_options`."""
-    from utils.training.loop import Settings
+def training_settings(args: argparse.Namespace, task: str) -> Settings:
+    """The hyperparameters among the options of `add_training_options`; puts the task's main measure into them.
 
+    Raises:
+        UserError: --measure is of another task.
+    """
+    from utils.training.loop import Settings
+    from utils.training.metrics import MEASURES, main_measure
+
+    args.measure = args.measure or main_measure(task)
+    if args.measure not in ("loss", *MEASURES[task]):
+        raise UserError(
+            f"--measure={args.measure} is not one of the task {task}: give loss or {', '.join(MEASURES[task])}"
+        )
     return Settings(
         lr=args.lr,
         epochs=args.epoch,

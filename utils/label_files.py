@@ -17,7 +17,7 @@ import numpy as np
 
 from utils.data.labelled_files import check_form, check_rows, open_output
 from utils.data.row_chunks import Chunk, RowFile, read_chunks
-from utils.predictor import Predictor, Text, read_stages, softmax
+from utils.predictor import ModelFolder, Predictor, StageFolder, Text, read_stages, sigmoid, softmax
 from utils.system.bars import progress_bar
 from utils.system.errors import UserError
 from utils.system.files import atomic_file, check_output_file, file_hash
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 BATCH_SIZE = 16  # rows of one length that run together
 # What a row is answered: the id of its label, that label's probability, and the stage of a cascade.
 ANSWER = np.dtype([("label", "<u4"), ("probability", "<f4"), ("stage", "u1")])
+ONE_LABEL, SCORES = "single_label_classification", "regression"
 
 
 def label_file(
@@ -60,9 +61,7 @@ def label_file(
     _check_input(path, output)
     stages, is_cascade = read_stages(model_dir)
     labels = stages[0].model.labels
-    types: dict[str, type] = {prefix + "label": str, prefix + "probability": float}
-    types |= {prefix + "stage": int} if is_cascade else {}
-    types |= {} if min_probability is None else {prefix + "sure": bool}
+    types = {prefix + name: kind for name, kind in _added_columns(stages, is_cascade, min_probability).items()}
     file = RowFile(path, columns, stages[0].model.texts_a_row, labels, tuple(types))
     num_rows = _count_rows(file, output)
     flags = {
@@ -71,7 +70,8 @@ def label_file(
         "--text_column": columns,
     }
     cached = cached_in(unfinished_path(output), flags, resume, overwrite)
-    labelled = _labelled_chunks(read_chunks(file), cached, partial(open_model, model_dir), num_instances)
+    answer_type = _answer_type(stages[0].model)
+    labelled = _labelled_chunks(read_chunks(file), cached, partial(open_model, model_dir), num_instances, answer_type)
     with (
         closing(labelled),
         progress_bar(total=num_rows, unit="row") as bar,
@@ -79,14 +79,61 @@ def label_file(
         open_output(temporary, output.suffix.lower(), file, types) as append,
     ):
         for chunk, answers in labelled:
-            values: list[Any] = [[labels[i] for i in answers["label"].tolist()], answers["probability"].tolist()]
-            values += [answers["stage"].tolist()] if is_cascade else []
-            values += [] if min_probability is None else [[share >= min_probability for share in values[1]]]
+            values = _values(stages, answers, is_cascade, min_probability)
             append(chunk.rows, dict(zip(types, values, strict=True)))
             bar.update(len(chunk.texts))
     unfinished_path(output).unlink(missing_ok=True)
     logger.info("[Labelled] : %d rows, written to %s", num_rows, output)
     return num_rows
+
+
+def _added_columns(stages: list[StageFolder], is_cascade: bool, min_probability: float | None) -> dict[str, type]:
+    """The columns that are added, and their types: of several labels both label and probability are joined in a text.
+
+    Raises:
+        UserError: answers are to be marked as sure, but the model gives scores.
+    """
+    model = stages[0].model
+    if model.problem_type == SCORES:
+        if min_probability is not None:
+            raise UserError(
+                "--min_probability is for labels, and this model gives scores, which have none: leave it out"
+            )
+        name = "score" if len(model.labels) == 1 else None
+        return {name or label: float for label in model.labels}
+    types: dict[str, type] = {"label": str, "probability": float if model.problem_type == ONE_LABEL else str}
+    types |= {"stage": int} if is_cascade else {}
+    return types | ({} if min_probability is None else {"sure": bool})
+
+
+def _answer_type(model: ModelFolder) -> np.dtype:
+    """What is kept of a row's answer: `ANSWER`, of several labels or scores the logits, and the stage."""
+    if model.problem_type == ONE_LABEL:
+        return ANSWER
+    return np.dtype([("logits", "<f4", (len(model.labels),)), ("stage", "u1")])
+
+
+def _values(
+    stages: list[StageFolder], answers: np.ndarray, is_cascade: bool, min_probability: float | None
+) -> list[list]:
+    """The added columns of some rows, in the order of `_added_columns`."""
+    model = stages[0].model
+    if model.problem_type == SCORES:
+        return answers["logits"].T.tolist()
+    if model.problem_type == ONE_LABEL:
+        values = [[model.labels[i] for i in answers["label"].tolist()], answers["probability"].tolist()]
+        shares = answers["probability"].astype(float)
+    else:
+        probabilities = sigmoid(answers["logits"])
+        given = probabilities > np.array([stage.model.thresholds for stage in stages])[answers["stage"]]
+        rows = [np.flatnonzero(row).tolist() for row in given]
+        values = [
+            [model.separator.join(model.labels[i] for i in own) for own in rows],
+            ["|".join(f"{row[i]:.6f}" for i in own) for own, row in zip(rows, probabilities.tolist(), strict=True)],
+        ]
+        shares = np.where(given, probabilities, 1 - probabilities).min(1).astype(float)
+    values += [answers["stage"].tolist()] if is_cascade else []
+    return values + ([] if min_probability is None else [(shares >= min_probability).tolist()])
 
 
 def _check_input(path: Path, output: Path) -> None:
@@ -117,21 +164,25 @@ def _count_rows(file: RowFile, output: Path) -> int:
 
 
 def open_model(model_dir: str) -> Callable[[list[Text]], np.ndarray]:
-    """A function that labels texts with a model of one thread; its result is of type ANSWER [texts]."""
+    """A function that labels texts with a model of one thread; its result is of the model's `_answer_type` [texts]."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in an instance's own process
-    predictor = Predictor(model_dir, num_threads=1)
+    predictor, answer_type = Predictor(model_dir, num_threads=1), _answer_type(read_stages(model_dir)[0][0].model)
 
     def answer(texts: list[Text]) -> np.ndarray:
         logits, stages = predictor.run(predictor.encode(texts), texts, BATCH_SIZE)
-        answers = np.empty(len(texts), dtype=ANSWER)
-        answers["label"], answers["probability"], answers["stage"] = logits.argmax(1), softmax(logits).max(1), stages
+        answers = np.empty(len(texts), dtype=answer_type)
+        answers["stage"] = stages
+        if answer_type == ANSWER:
+            answers["label"], answers["probability"] = logits.argmax(1), softmax(logits).max(1)
+        else:
+            answers["logits"] = logits
         return answers
 
     return answer
 
 
 def _labelled_chunks(
-    chunks: Iterator[Chunk], cached: Cached, open_function: Callable, num_instances: int
+    chunks: Iterator[Chunk], cached: Cached, open_function: Callable, num_instances: int, answer_type: np.dtype
 ) -> Generator[tuple[Chunk, np.ndarray], None, None]:
     """Yield each chunk with its answers: those that are kept, and from the first that is not on, new ones."""
     answers: Any = None
@@ -149,7 +200,7 @@ def _labelled_chunks(
         for number in itertools.count():
             if (chunk := next(chunks, None)) is None:
                 return
-            yield chunk, np.frombuffer(bytes.fromhex(cached(f"chunk {number}", answer_next)), dtype=ANSWER)
+            yield chunk, np.frombuffer(bytes.fromhex(cached(f"chunk {number}", answer_next)), dtype=answer_type)
     finally:
         if answers is not None:
             answers.close()

@@ -7,6 +7,8 @@ line on standard output: label<TAB>probability, or, as jsonl, {"label": ..., "pr
 of a cascade also {"stage": ...}, the number of the model that answered, from 0. A line is answered before the next one
 is read; --batch_size=64 reads and answers 64 at a time, which is faster. With --min_probability=0.8 each line says
 further whether the label's probability is at least that: sure or unsure, or, as jsonl, {"sure": true} or false.
+Where a text has any number of labels they are joined by |, as are their probabilities; jsonl has {"labels": [...]} as
+well. A model of scores writes these, with tabs between, or {"score": ...}, of several {"scores": {...}}.
 
 From Python, with this folder in sys.path, or with a copy of this file and Predictor("my-model"):
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 GRAPH, UNPADDED_GRAPH, WEIGHTS, TOKENIZER = "model.onnx", "model.unpadded.onnx", "model.weights", "tokenizer.json"
 AGAIN, CASCADE_AGAIN = "write it again with quantize.py", "write it again with cascade.py"
+MULTI_LABEL = "multi_label_classification"
 NOT_ONE = "name a folder that quantize.py --output_dir wrote"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 
@@ -65,12 +68,22 @@ class UserError(ValueError):
 class Prediction(NamedTuple):
     """The most probable label, the probability of every label in the order of their ids, and the stage that answered.
 
-    Stages are those of a cascade, from 0; with a single model, `stage` is None.
+    Stages are those of a cascade, from 0; with a single model, `stage` is None. Of a model that gives a text any number
+    of labels, `labels` are those of a probability above their threshold, and `label` is these in one text. Of a model
+    of scores, there are `scores` by their names, and nothing else; `score` is the first of them.
     """
 
     label: str
     probabilities: dict[str, float]
     stage: int | None = None
+    labels: list[str] | None = None
+    scores: dict[str, float] | None = None
+
+    @property
+    def score(self) -> float:
+        if self.scores is None:
+            raise UserError("the model gives labels, not scores: read label and probabilities")
+        return next(iter(self.scores.values()))
 
 
 class Predictor:
@@ -99,8 +112,10 @@ class Predictor:
         if len(counts) != len(folders):
             raise UserError(f"num_threads has {len(counts)} numbers but {model_dir} has {len(folders)} stage(s)")
         self.labels, self.texts_a_row = folders[0].model.labels, folders[0].model.texts_a_row
+        self.problem_type, self.separator = folders[0].model.problem_type, folders[0].model.separator
         self._stages = [_Stage(stage, count or usable_cpus()) for stage, count in zip(folders, counts, strict=True)]
         self.session = self._stages[0].session
+        self.thresholds = np.array([stage.thresholds for stage in self._stages])  # of any number of labels
         self._answered, self._lock = [0] * len(folders), threading.Lock()
 
     @property
@@ -145,6 +160,20 @@ class Predictor:
             predictions += self._predictions(*self.run(self._stages[0].encode(pool), pool, batch_size))
         return predictions
 
+    def rank(self, query: str, passages: Sequence[str], batch_size: int = 16) -> list[tuple[int, float]]:
+        """The number of each passage, from 0, and its score with the query, the highest first.
+
+        Raises:
+            UserError: the model does not give pairs a score, or as `predict_batch`.
+        """
+        if self.problem_type != "regression" or len(self.labels) > 1 or self.texts_a_row == 1:
+            raise UserError("the model does not give a pair of texts a score, by which passages could be ranked")
+        if isinstance(passages, str):
+            raise UserError("the passages are one str: give a list")
+        predictions = self.predict_batch([(query, passage) for passage in passages], batch_size)
+        scores = [(number, prediction.score) for number, prediction in enumerate(predictions)]
+        return sorted(scores, key=lambda each: -each[1])
+
     def encode(self, texts: list[Text]) -> list[TokenRow]:
         """Tokenize texts and pairs, each at its own length, truncated to n_ctx; of a cascade, for its first stage.
 
@@ -178,8 +207,8 @@ class Predictor:
                 scores = stage.logits([rows[i] for i in batch])
                 logits[batch] = scores
                 if number < last:
-                    confidence = softmax(scores).max(1).tolist()
-                    unsure += [i for i, share in zip(batch, confidence, strict=True) if not share > stage.threshold]
+                    sure = confidence(scores, self.problem_type, stage.thresholds).tolist()
+                    unsure += [i for i, share in zip(batch, sure, strict=True) if not share > stage.threshold]
             with self._lock:
                 self._answered[number] += len(left) - len(unsure)
             if not unsure:
@@ -210,10 +239,23 @@ class Predictor:
 
     def _predictions(self, logits: np.ndarray, stages: np.ndarray) -> list[Prediction]:
         numbers = stages.tolist() if self.is_cascade else [None] * len(stages)
+        if self.problem_type == "regression":
+            scores = [dict(zip(self.labels, row, strict=True)) for row in logits.tolist()]
+            return [Prediction("", {}, scores=own) for own in scores]
+        if self.problem_type == MULTI_LABEL:
+            return [self._several(*each) for each in zip(sigmoid(logits), stages.tolist(), numbers, strict=True)]
         return [
             Prediction(self.labels[best], dict(zip(self.labels, row, strict=True)), number)
             for best, row, number in zip(logits.argmax(1).tolist(), softmax(logits).tolist(), numbers, strict=True)
         ]
+
+    def _several(self, row: np.ndarray, stage: int, number: int | None) -> Prediction:
+        """The prediction of a row by the probability of every label, [labels]."""
+        given = row > self._stages[stage].thresholds
+        labels = [label for label, is_given in zip(self.labels, given.tolist(), strict=True) if is_given]
+        return Prediction(
+            self.separator.join(labels), dict(zip(self.labels, row.tolist(), strict=True)), number, labels
+        )
 
 
 class _Stage:
@@ -222,7 +264,7 @@ class _Stage:
     def __init__(self, folder: StageFolder, num_threads: int) -> None:
         model, path = folder.model, folder.model.path
         self.threshold, self.temperature = folder.threshold, folder.temperature
-        self.tokenization, self.n_ctx = model.tokenization, model.n_ctx
+        self.tokenization, self.n_ctx, self.thresholds = model.tokenization, model.n_ctx, np.array(model.thresholds)
         try:
             self.tokenizers = prepare_tokenizer(Tokenizer.from_file(str(path / TOKENIZER)))
         except Exception as error:  # tokenizers raises no narrower class
@@ -254,6 +296,23 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities [rows, labels] of logits."""
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """The probability of every label where a text has any number of them, [rows, labels]."""
+    return 0.5 * (1 + np.tanh(0.5 * logits))
+
+
+def confidence(logits: np.ndarray, problem_type: str, thresholds: np.ndarray) -> np.ndarray:
+    """How sure answers are, [rows]: the probability of the most probable label.
+
+    Of any number of labels that of the least sure one: how far its probability is from its threshold, on a scale from
+    0.5, at the threshold, to 1.
+    """
+    if problem_type != MULTI_LABEL:
+        return softmax(logits).max(1)
+    away = sigmoid(logits) - thresholds
+    return (0.5 + 0.5 * np.where(away > 0, away / (1 - thresholds), -away / thresholds)).min(1)
 
 
 def _batches_of_one_length(rows: list[TokenRow], indices: list[int], batch_size: int) -> Iterator[list[int]]:
@@ -308,6 +367,9 @@ class ModelFolder(NamedTuple):
     n_ctx: int
     texts_a_row: int | None  # 1, or 2 for pairs; None where it does not say
     hashes: dict[str, str]  # SHA-256 of every other file that is needed, by its name
+    problem_type: str = "single_label_classification"  # transformers' name of the task
+    thresholds: tuple[float, ...] = ()  # of any number of labels: the probability above which each is given
+    separator: str = "|"  # between these labels in one text
 
     @property
     def graph(self) -> Path:
@@ -391,6 +453,10 @@ def check_stages_fit(models: list[ModelFolder]) -> None:
         if None not in (other.texts_a_row, first.texts_a_row) and other.texts_a_row != first.texts_a_row:
             takes = f"takes {other.texts_a_row} text(s) a row but {first.path} takes {first.texts_a_row}"
             raise UserError(f"{other.path} {takes}: {same}")
+        if other.problem_type != first.problem_type:
+            raise UserError(
+                f"{other.path} is for {other.problem_type} but {first.path} for {first.problem_type}: {same}"
+            )
 
 
 def _read_model(folder: Path) -> ModelFolder:
@@ -398,6 +464,7 @@ def _read_model(folder: Path) -> ModelFolder:
     names: Any = config.get("id2label")
     labels: list[Any] = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else []
     n_ctx, texts_a_row, hashes = own.get("n_ctx"), own.get("texts"), own.get("files")
+    separator, thresholds = own.get("label_separator", "|"), own.get("thresholds")
     positions = config.get("max_position_embeddings")
     fault = ""
     if not labels or len({label for label in labels if isinstance(label, str)}) < len(labels):
@@ -410,11 +477,25 @@ def _read_model(folder: Path) -> ModelFolder:
         fault = f"fastformers.n_ctx is {n_ctx!r}, below 4 or more than the model has positions"
     elif texts_a_row not in (None, 1, 2):
         fault = f"fastformers.texts is {texts_a_row!r}, neither 1 nor 2"
+    elif not isinstance(separator, str) or not separator:
+        fault = "fastformers.label_separator must be text"
+    elif thresholds is not None and not _are_thresholds(thresholds, labels):
+        fault = "fastformers.thresholds must have a number between 0 and 1 for each label"
     if fault:
         raise UserError(f"{folder / 'config.json'}: {fault}: {AGAIN}")
     for name, sha256 in hashes.items():
         _check_file(folder / name, sha256)
-    return ModelFolder(folder, labels, n_ctx, texts_a_row, hashes)
+    problem_type = config.get("problem_type") or "single_label_classification"
+    limits = tuple((thresholds or {}).get(label, 0.5) for label in labels)
+    return ModelFolder(folder, labels, n_ctx, texts_a_row, hashes, problem_type, limits, separator)
+
+
+def _are_thresholds(thresholds: Any, labels: list[str]) -> bool:
+    return (
+        isinstance(thresholds, dict)
+        and thresholds.keys() == set(labels)
+        and all(type(value) in (int, float) and 0 < value < 1 for value in thresholds.values())
+    )
 
 
 def _read_config(folder: Path) -> tuple[dict, Any]:
@@ -735,12 +816,30 @@ def _thread_counts(text: str) -> int | list[int]:
 
 def output_line(prediction: Prediction, form: str, min_probability: float | None) -> str:
     """A prediction as a line of --format `form`, without its end."""
-    probability = prediction.probabilities[prediction.label]
-    sure = None if min_probability is None else probability >= min_probability
+    if prediction.scores is not None:
+        if form == "jsonl":
+            one = len(prediction.scores) == 1
+            values = {"score": prediction.score} if one else {"scores": prediction.scores}
+            return json.dumps(values, ensure_ascii=False)
+        return "\t".join(f"{score:.6f}" for score in prediction.scores.values())
+    labels = [prediction.label] if prediction.labels is None else prediction.labels
+    sure = None if min_probability is None else is_sure(prediction, min_probability)
     if form == "jsonl":
         values = prediction._asdict() | {"sure": sure}
         return json.dumps({key: value for key, value in values.items() if value is not None}, ensure_ascii=False)
-    return f"{prediction.label}\t{probability:.6f}" + {None: "", True: "\tsure", False: "\tunsure"}[sure]
+    shares = "|".join(f"{prediction.probabilities[label]:.6f}" for label in labels)
+    return f"{prediction.label}\t{shares}" + {None: "", True: "\tsure", False: "\tunsure"}[sure]
+
+
+def is_sure(prediction: Prediction, min_probability: float) -> bool:
+    """Whether the label has at least this probability; of any number of labels, whether that is so of each that is
+    given, and all others have at most 1 less it."""
+    if prediction.labels is None:
+        return prediction.probabilities[prediction.label] >= min_probability
+    return all(
+        (share if label in prediction.labels else 1 - share) >= min_probability
+        for label, share in prediction.probabilities.items()
+    )
 
 
 def print_predictions(
@@ -755,6 +854,8 @@ def print_predictions(
         raise UserError(f"--min_probability={min_probability} is not from 0 to 1")
     if batch_size < 1:
         raise UserError(f"--batch_size={batch_size} is below 1")
+    if min_probability is not None and predictor.problem_type == "regression":
+        raise UserError("--min_probability is for labels, and this model gives scores, which have none: leave it out")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # as the input, whatever the system's own
     try:

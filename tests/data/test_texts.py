@@ -11,7 +11,8 @@ import pytest
 from conftest import fails, snapshot
 from data_files import write, write_rows
 
-from utils.data.texts import NAMES, Columns, numbered_rows, read_labels, read_rows
+from utils.data.label_checks import read_labels
+from utils.data.texts import NAMES, Columns, numbered_rows, read_rows
 from utils.system.errors import UserError
 
 PAIR = Columns(("a", "b"), "label")

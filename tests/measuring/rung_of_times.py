@@ -13,4 +13,4 @@ def rung(name: str, milliseconds: list, step: bool = True, accuracy: float | Non
     logits = None if accuracy is None else np.eye(2)[[0] * 9 + [1]]
     measurement = Measurement(logits, [np.array(turn) for turn in milliseconds])
     measured = measured_rung(name, measurement, np.zeros(10, dtype=int), step=step, **SIZES)
-    return measured if accuracy is None else replace(measured, accuracy=accuracy)
+    return measured if accuracy is None else replace(measured, score=accuracy)

@@ -16,7 +16,7 @@ def test_comparison_by_hand():
     ]
     rungs = compared(rungs, rungs[3], usd_per_hour=0.36)
     first, linear, second, large = rungs
-    assert [each.accuracy for each in rungs] == [0.9, 0.9, 0.9, None]
+    assert [each.score for each in rungs] == [0.9, 0.9, 0.9, None]
     assert first.seconds == pytest.approx(0.1) and second.speedup == pytest.approx(4)
     assert second.speedup_range == pytest.approx([4, 4])
     # A step is over the step before, whatever stands between.

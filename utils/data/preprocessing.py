@@ -11,19 +11,24 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from accelerate import PartialState
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from utils.data.label_checks import read_labels
+from utils.data.labels import Columns, encoded_labels
 from utils.data.soft_labels import SoftLabel, read_soft_labels, soft_label_files
-from utils.data.tables import NO_LABEL, SOFT_LABEL, TOKENIZED, lengths
-from utils.data.texts import AUGMENTED, NAMES, UNLABELLED, Columns, TextRow, read_labels, read_rows, split_path
+from utils.data.tables import SOFT_LABEL, TOKENIZED, lengths, row_labels
+from utils.data.texts import AUGMENTED, NAMES, UNLABELLED, TextRow, read_rows, split_path
 from utils.data.unlabelled_rows import UnlabelledRows, choose_rows, has_unlabelled, used_texts
 from utils.models.checkpoint import tokenizer_fingerprint
+from utils.models.config import SINGLE_LABEL
 from utils.predictor import prepare_tokenizer, tokenize
 from utils.system.errors import UserError
 from utils.system.files import atomic_file, file_hash, write_json
@@ -31,8 +36,7 @@ from utils.system.launcher import atomic_folder_of_all, join_processes, together
 from utils.system.pool import chunks, map_in_processes
 
 CHUNK = 10_000  # rows tokenized at a time
-SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "label": pa.int32()})
-SOFT_SCHEMA = SCHEMA.append(pa.field(SOFT_LABEL, pa.list_(pa.float32())))
+NUMBERS = pa.list_(pa.float32())  # one for each label, or score
 Row = tuple[TextRow, SoftLabel]
 
 
@@ -62,8 +66,8 @@ def tokenize_data(
     Returns:
         The labels with their numbers of rows in train; and for each split its number of rows, mean and longest length
         in tokens, how many rows have n_ctx tokens, which most of them were cut to, the share of unknown tokens among
-        all but the special ones, how many rows have soft labels and, of the unlabelled rows, which are not in the
-        table; empty but in the first process.
+        all but the special ones, of train where a row has not just one label the numbers of `row_labels`, how many
+        rows have soft labels and, of the unlabelled rows, which are not in the table; empty but in the first process.
 
     Raises:
         UserError: as `read_labels`, `choose_rows` and `read_soft_labels`, or the folder is something else, or another
@@ -85,8 +89,11 @@ def tokenize_data(
             rows = _split_rows(data_dir, split, names, labels, counts[split], unlabelled, soft_files.get(split))
             if other_mask and split == AUGMENTED:
                 rows = _with_mask(rows, *other_mask)
-            table, schema = folder / f"{split}.arrow", SOFT_SCHEMA if split in soft_files else SCHEMA
-            tokenize_chunk = partial(_tokenized_chunk, tokenizer.backend_tokenizer, labels, n_ctx, schema)
+            table, schema = folder / f"{split}.arrow", _schema(names.task, split in soft_files)
+            has_empty = split in (AUGMENTED, UNLABELLED)
+            tokenize_chunk = partial(
+                _tokenized_chunk, tokenizer.backend_tokenizer, labels, names, has_empty, n_ctx, schema
+            )
             _write_table(table, schema, progress(rows, counts[split], split), tokenize_chunk, num_proc, state)
             if state.is_main_process:
                 summary[split] = _summary(table, tokenizer, n_ctx)
@@ -147,8 +154,10 @@ def _meta(
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "texts_a_row": _texts_a_row(data_dir, names),
         "texts": {split: file_hash(split_path(data_dir, split)) for split in splits},
-        "columns": names._asdict(),
+        "columns": {"texts": names.texts, "label": names.label, "soft_label": names.soft_label},
     }
+    if names.task != SINGLE_LABEL:
+        meta |= {"task": names.task, "columns": names._asdict()}
     if soft_files:
         meta["soft_labels"] = {
             split: [path.name, file_hash(path), names.soft_label] for split, path in soft_files.items()
@@ -160,14 +169,25 @@ def _texts_a_row(data_dir: Path, names: Columns) -> int:
     return len(next(read_rows(split_path(data_dir, "train"), names))[0])
 
 
+def _schema(task: str, has_soft_labels: bool) -> pa.Schema:
+    label = pa.int32() if task == SINGLE_LABEL else NUMBERS
+    schema = pa.schema({"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "label": label})
+    return schema.append(pa.field(SOFT_LABEL, NUMBERS)) if has_soft_labels else schema
+
+
 def _tokenized_chunk(
-    backend: Tokenizer, labels: list[str], n_ctx: int, schema: pa.Schema, rows: list[Row]
+    backend: Tokenizer,
+    labels: list[str],
+    names: Columns,
+    has_empty: bool,
+    n_ctx: int,
+    schema: pa.Schema,
+    rows: list[Row],
 ) -> pa.RecordBatch:
-    label_ids = {label: i for i, label in enumerate(labels)} | {"": NO_LABEL}
     texts = [texts if len(texts) == 2 else texts[0] for (texts, _), _ in rows]
     encoded = tokenize(prepare_tokenizer(backend), texts, n_ctx)
     columns: list[list] = [[ids for ids, _ in encoded], [types for _, types in encoded]]
-    columns.append([label_ids[label] for (_, label), _ in rows])
+    columns.append(encoded_labels([label for (_, label), _ in rows], labels, names, has_empty))
     if SOFT_LABEL in schema.names:
         columns.append([soft_label for _, soft_label in rows])
     return pa.record_batch(columns, schema=schema)
@@ -231,7 +251,7 @@ def _copy_teachers_logits(old: Path, new: Path, splits: list[str]) -> None:
                 shutil.copy2(path, new)
 
 
-def _summary(path: Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> dict[str, float]:
+def _summary(path: Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> dict[str, Any]:
     split = datasets.Dataset.from_file(str(path))
     widths, words, unknown = lengths(split), 0, 0
     special = pa.array([i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id], pa.int32())
@@ -246,5 +266,6 @@ def _summary(path: Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> dict
         "longest": int(widths.max()),
         "full": int((widths == n_ctx).sum()),
         "unknown": unknown / max(1, words),
+        "labels": row_labels(split) if path.stem == "train" and np.ndim(split[0]["label"]) else None,
         "soft_labels": len(split) - split.data.column(SOFT_LABEL).null_count if SOFT_LABEL in split.column_names else 0,
     }

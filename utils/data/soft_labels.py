@@ -2,7 +2,8 @@
 
 They are in a column of JSON lines or Parquet, or in SPLIT.soft.jsonl beside the split's file, one JSON value a row in
 the same order. A row's value is an object with the probability of every label, or a list in the order of label.txt;
-null where the row has none.
+null where the row has none. Where rows have any number of labels, each has a probability of its own, and they need not
+sum to 1. Of scores they are what the teacher gave, a plain number where there is one.
 """
 
 import json
@@ -15,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from utils.data.formats import READERS, TWICE, has_column, place, read_json_lines
-from utils.data.texts import AUGMENTED, UNLABELLED, Columns, readable, split_path
+from utils.data.labels import LARGEST_SCORE, Columns
+from utils.data.texts import AUGMENTED, UNLABELLED, readable, split_path
+from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from utils.system.errors import UserError
 
 SOFT_SPLITS = ("train", AUGMENTED, UNLABELLED)  # those that a student learns from
@@ -72,7 +75,7 @@ def read_soft_labels(path: Path, names: Columns, labels: list[str], num_rows: in
                     f"{place(path, number)}: there are only {num_rows} rows to have soft labels: give one line a row, "
                     "in the same order"
                 )
-            yield _probabilities(value, labels, place(path, number))
+            yield _probabilities(value, labels, names.task, place(path, number))
     if count < num_rows:
         raise UserError(
             f"{path} has {count} lines, but there are {num_rows} rows: give one line a row, in the same order, and "
@@ -80,14 +83,22 @@ def read_soft_labels(path: Path, names: Columns, labels: list[str], num_rows: in
         )
 
 
-def as_logits(column: pa.ChunkedArray, num_labels: int) -> np.ndarray:
-    """Logits of mean 0 whose softmax the probabilities of a tokenized column are, fp32 [rows, labels]; NaN where a row
-    has none."""
+def as_logits(column: pa.ChunkedArray, num_labels: int, task: str = SINGLE_LABEL) -> np.ndarray:
+    """Logits whose probabilities those of a tokenized column are, fp32 [rows, labels]; NaN where a row has none.
+
+    Of one label a row they have mean 0. Scores stay as they are.
+    """
     logits = np.full((len(column), num_labels), np.nan, np.float32)
     has_some = ~np.asarray(column.is_null().to_numpy(zero_copy_only=False), bool)
     values = column.drop_null().combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, num_labels)
+    if task == REGRESSION:
+        logits[has_some] = values
+        return logits
     logs = np.log(np.maximum(values, SMALLEST))
-    logits[has_some] = logs - logs.mean(1, keepdims=True)
+    if task == MULTI_LABEL:
+        logits[has_some] = logs - np.log(np.maximum(1 - values, SMALLEST))
+    else:
+        logits[has_some] = logs - logs.mean(1, keepdims=True)
     return logits
 
 
@@ -106,11 +117,13 @@ def _values(path: Path, name: str) -> Iterable[tuple[int, Any]]:
     return ((number, values.get(name)) for number, values in READERS[path.suffix.lower()](path, {name: ""}))
 
 
-def _probabilities(value: Any, labels: list[str], where: str) -> SoftLabel:
+def _probabilities(value: Any, labels: list[str], task: str, where: str) -> SoftLabel:
     if value is None:
         return None
     if isinstance(value, dict):
         value = _in_order(value, labels, where)
+    if task == REGRESSION:
+        return _soft_scores(value, labels, where)
     if not isinstance(value, list):
         raise UserError(
             f"{where}: the soft label is neither an object, {{label: probability}}, nor a list of probabilities: write "
@@ -123,11 +136,15 @@ def _probabilities(value: Any, labels: list[str], where: str) -> SoftLabel:
         )
     for label, probability in zip(labels, value, strict=True):
         is_number = isinstance(probability, int | float) and not isinstance(probability, bool)
-        if not is_number or not 0 <= probability <= 1 + SUM_TOLERANCE:  # NaN is in no range
+        largest = 1 + SUM_TOLERANCE * (task == SINGLE_LABEL)
+        if not is_number or not 0 <= probability <= largest:  # NaN is in no range
             shown = "there twice" if probability is TWICE else str(probability) if is_number else repr(probability)
             raise UserError(
-                f"{where}: the probability of {label!r} is {shown}: give a number from 0 to 1; of logits, their softmax"
+                f"{where}: the probability of {label!r} is {shown}: give a number from 0 to 1; of logits, their "
+                f"{'sigmoid' if task == MULTI_LABEL else 'softmax'}"
             )
+    if task == MULTI_LABEL:
+        return [float(probability) for probability in value]
     total = math.fsum(value)
     if abs(total - 1) > SUM_TOLERANCE:
         raise UserError(
@@ -135,6 +152,18 @@ def _probabilities(value: Any, labels: list[str], where: str) -> SoftLabel:
             "softmax"
         )
     return [probability / total for probability in value]
+
+
+def _soft_scores(value: Any, labels: list[str], where: str) -> list[float]:
+    values = value if isinstance(value, list) else [value]
+    if len(values) != len(labels):
+        raise UserError(f"{where}: {len(values)} scores, but there are {len(labels)} ({_some(labels)}): give these")
+    for score in values:
+        is_number = isinstance(score, int | float) and not isinstance(score, bool)
+        if not is_number or not abs(score) <= LARGEST_SCORE:  # NaN is in no range
+            shown = score if is_number else repr(score)
+            raise UserError(f"{where}: the soft label is {shown}: give a finite number, or null where the row has none")
+    return [float(score) for score in values]
 
 
 def _in_order(value: dict[str, Any], labels: list[str], where: str) -> list[Any]:

@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.compute
 from transformers import PreTrainedTokenizerFast
 
-from utils.data.texts import AUGMENTED, NAMES, SPLITS, UNLABELLED, Columns, split_path
+from utils.data.labels import NO_LABEL, Columns
+from utils.data.texts import AUGMENTED, NAMES, SPLITS, UNLABELLED, split_path
 from utils.models.checkpoint import tokenizer_fingerprint
+from utils.models.config import REGRESSION, SINGLE_LABEL
 from utils.system.errors import UserError
 from utils.system.files import file_hash
 
 TOKENIZED = "tokenized"  # the folder of preprocess.py
-NO_LABEL = -1  # the label id of a row without a label
 SOFT_LABEL = "soft_label"  # the column of splits that have soft labels; null where a row has none
 
 
@@ -25,7 +26,8 @@ SOFT_LABEL = "soft_label"  # the column of splits that have soft labels; null wh
 class Data:
     """A tokenized data set: `labels` in the order of their ids, and one memory-mapped table a split.
 
-    The splits are train, valid and test, and augmented and unlabelled where there are such rows.
+    The splits are train, valid and test, and augmented and unlabelled where there are such rows. Of scores, `labels`
+    are their names.
     """
 
     labels: list[str]
@@ -36,22 +38,30 @@ class Data:
     texts_a_row: int | None  # 1, or 2 for pairs; None where it was tokenized before this was written down
     # Of the splits that have some, see `utils.data.soft_labels`.
     soft_labels: dict[str, pa.ChunkedArray] = field(default_factory=dict)
+    task: str = SINGLE_LABEL
+    # Of scores: their mean and their standard deviation in train, each float32 [scores].
+    scale: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def load_data(
-    data_dir: str | Path, tokenizer: PreTrainedTokenizerFast, n_ctx: int, folder_name: str = TOKENIZED
+    data_dir: str | Path,
+    tokenizer: PreTrainedTokenizerFast,
+    n_ctx: int,
+    folder_name: str = TOKENIZED,
+    task: str = SINGLE_LABEL,
 ) -> Data:
     """Open the tokenized data set of a data folder.
 
     Raises:
-        UserError: it is missing or damaged, or was made with another tokenizer, n_ctx or other texts.
+        UserError: it is missing or damaged, or was made with another tokenizer or n_ctx, for another task, or of other
+            texts.
     """
     data_dir = Path(data_dir)
     folder = data_dir / folder_name
     again = "run preprocess.py again"
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        made_with = (meta["n_ctx"], meta["tokenizer"])
+        made_with = (meta["n_ctx"], meta["tokenizer"], meta.get("task", SINGLE_LABEL))
         # Only these names: they become paths.
         names = [*SPLITS, *(split for split in (AUGMENTED, UNLABELLED) if split in meta["texts"])]
         labels, hashes = meta["labels"], {split: meta["texts"][split] for split in names}
@@ -72,6 +82,11 @@ def load_data(
         raise UserError(f"{data_dir} was tokenized with n_ctx {made_with[0]} but the config says {n_ctx}: {again}")
     if made_with[1] != tokenizer_fingerprint(tokenizer):
         raise UserError(f"{data_dir} was tokenized with another tokenizer than this model's: {again} with this model's")
+    if made_with[2] != task:
+        raise UserError(
+            f'{data_dir} was tokenized for the task {made_with[2]} but the config says {task}: write "task": '
+            f'"{made_with[2]}" into the file of --config, or {again} with this one'
+        )
     for split in hashes:
         path = split_path(data_dir, split)
         if path.exists() and file_hash(path) != hashes[split]:
@@ -81,7 +96,8 @@ def load_data(
         if source == name and path.exists() and file_hash(path) != soft_hash:
             raise UserError(f"{path} has changed since it was tokenized: {again}")
     fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    return Data(labels, splits, folder, fingerprint, hashes, meta.get("texts_a_row"), soft_labels)
+    scale = _mean_and_deviation(row_labels(splits["train"])) if task == REGRESSION else None
+    return Data(labels, splits, folder, fingerprint, hashes, meta.get("texts_a_row"), soft_labels, task, scale)
 
 
 def columns_of(data: Data) -> Columns:
@@ -134,14 +150,30 @@ def lengths(split: datasets.Dataset) -> np.ndarray:
 
 
 def row_labels(split: datasets.Dataset) -> np.ndarray:
-    """Label id of every row, int array [rows]."""
+    """Label id of every row, int array [rows].
+
+    Of any number of labels 1 or 0 for each, of scores these: float32 [rows, labels or scores].
+    """
     return np.asarray(split.with_format("numpy")["label"])
+
+
+def hide_labels(labels: np.ndarray, is_hidden: np.ndarray) -> np.ndarray:
+    """Labels of `row_labels`, those of some rows replaced by what says that a row has none; `is_hidden` is [rows]."""
+    if labels.ndim == 1:
+        return np.where(is_hidden, NO_LABEL, labels)
+    return np.where(is_hidden[:, None], np.float32(np.nan), labels)
+
+
+def _mean_and_deviation(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    exact = labels.astype(np.float64)
+    return exact.mean(0).astype(np.float32), exact.std(0).astype(np.float32)
 
 
 def collate(
     split: datasets.Dataset, indices: np.ndarray, pad_token_id: int, length: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Rows `indices` as int64 arrays [rows, longest]: input_ids, attention_mask, token_type_ids; and labels [rows].
+    """Rows `indices` as int64 arrays [rows, longest]: input_ids, attention_mask, token_type_ids; and labels, as
+    `row_labels` has them.
 
     Padded on the right to the longest of these rows, or to `length` tokens.
     """
@@ -151,7 +183,7 @@ def collate(
         "input_ids": np.full((len(indices), width), pad_token_id, dtype=np.int64),
         "attention_mask": np.zeros((len(indices), width), dtype=np.int64),
         "token_type_ids": np.zeros((len(indices), width), dtype=np.int64),
-        "labels": np.asarray(rows["label"], dtype=np.int64),
+        "labels": np.asarray(rows["label"], dtype=np.float32 if isinstance(rows["label"][0], list) else np.int64),
     }
     for i, (ids, types) in enumerate(zip(rows["input_ids"], rows["token_type_ids"], strict=True)):
         batch["input_ids"][i, : len(ids)] = ids

@@ -89,8 +89,9 @@ def rows_of_teacher(data: Data, student: PreTrainedTokenizerFast, teacher: PreTr
 def _load(data: Data, teacher: PreTrainedTokenizerFast, n_ctx: int, name: str) -> Data | None:
     """The folder's data, unless it is missing, damaged, or of other texts or columns."""
     try:
-        rows = load_data(data.folder.parent, teacher, n_ctx, name)
-        same_columns = columns_of(rows)[:2] == columns_of(data)[:2]  # but that of soft labels
+        rows = load_data(data.folder.parent, teacher, n_ctx, name, data.task)
+        # But that of soft labels.
+        same_columns = columns_of(rows)._replace(soft_label="") == columns_of(data)._replace(soft_label="")
     except UserError:
         return None
     same = same_columns and all(

@@ -1,10 +1,8 @@
-"""The rows of a data set: one sentence or a pair, and a label, from files of several formats, and checks of them."""
+"""The rows of a data set: one sentence or a pair, and a label, from files of several formats."""
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from utils.data.formats import (
     LINE_FORM,
@@ -16,13 +14,14 @@ from utils.data.formats import (
     read_fields,
     undecodable_line,
 )
+from utils.data.labels import Columns, cell_reader, joined, label_columns
+from utils.models.config import MULTI_LABEL
 from utils.predictor import Text
 from utils.system.errors import UserError
 
 SPLITS = ("train", "valid", "test")
 AUGMENTED = "augmented"  # where augment_data.py made one
 UNLABELLED = "unlabelled"  # where the user put one: see utils/data/unlabelled_rows.py
-LONG_LABEL = 60  # characters; a longer one may well be a text
 # What the columns of other people's files are called, in a first line that text files here have not.
 COLUMN_NAMES = frozenset(
     "label labels class category target tag sentiment intent text texts sentence sentence1 sentence2 sentence_a "
@@ -30,15 +29,7 @@ COLUMN_NAMES = frozenset(
 )
 
 Texts = tuple[str, ...]  # one sentence, or a pair
-TextRow = tuple[Texts, str]  # and the label; an empty one where a row has none
-
-
-class Columns(NamedTuple):
-    """Names of the columns of TSV, CSV, JSON lines and Parquet files."""
-
-    texts: tuple[str, ...] = ("text",)  # one, or two for pairs
-    label: str = "label"
-    soft_label: str = "soft_label"  # of JSON lines and Parquet only, where there is one
+TextRow = tuple[Texts, str]  # and the label, or several joined in one text; an empty one where a row has none
 
 
 NAMES = Columns()
@@ -83,17 +74,17 @@ def labelled_texts(path: Path, names: Columns = NAMES) -> list[tuple[Text, str]]
 def numbered_rows(path: Path, names: Columns = NAMES) -> Iterator[tuple[int, TextRow]]:
     """Yield each row and the number of the line that it begins in, or of the row in a Parquet file.
 
-    Only in a file of augmented rows may labels be empty: of variants of texts that have none.
+    Only where rows have any number of labels may the label be empty, and in a file of augmented rows: of variants of
+    texts that have none.
 
     Raises:
         UserError: the file is missing, empty or damaged, or a row is not UTF-8, lacks a column, has an empty label,
             another number of columns than the first one, or a cell that is no text. Names the line.
     """
-    flags = dict.fromkeys(names.texts, "--text_column") | {names.label: "--label_column"}
     empty = True
     with readable(path):
-        for number, (*texts, label) in _text_fields(path) if path.suffix == ".txt" else read_cells(path, flags):
-            if not label and path.stem != AUGMENTED:
+        for number, (*texts, label) in _text_fields(path) if path.suffix == ".txt" else _text_cells(path, names):
+            if not label and path.stem != AUGMENTED and names.task != MULTI_LABEL:
                 raise UserError(f"{place(path, number)}: empty label: give every row one")
             empty = False
             yield number, (tuple(texts), label)
@@ -119,45 +110,11 @@ def readable(path: Path) -> Iterator[None]:
         raise UserError(f"{path}, line {line}: not UTF-8 ({error.reason}): save the file as UTF-8") from error
 
 
-def read_labels(data_dir: Path, names: Columns = NAMES) -> tuple[dict[str, int], dict[str, int]]:
-    """Check every row of all files.
-
-    Returns:
-        The labels of train in the order of their ids, with their numbers of rows; and each split's number of rows.
-
-    Raises:
-        UserError: as `numbered_rows`, a first line that names columns where it should not, a label that train lacks or
-            that is not one line, one label only, or pairs in one file but not all.
-    """
-    counts = dict.fromkeys(present_splits(data_dir), 0)
-    label_counts: dict[str, int] = {}
-    train, columns = split_path(data_dir, "train"), 0
-    for split in counts:
-        path = split_path(data_dir, split)
-        first_row: TextRow | None = None
-        for number, (texts, label) in numbered_rows(path, names):
-            first_row = first_row or (texts, label)
-            columns = columns or len(texts)
-            if len(texts) != columns:
-                raise UserError(
-                    f"{path} and {train.name} differ in their number of columns: use pairs in all files or in none"
-                )
-            if split == "train":
-                if label not in label_counts:
-                    _check_one_line(path, number, label)
-                label_counts[label] = label_counts.get(label, 0) + 1
-            elif label and label not in label_counts:
-                if number == 1:
-                    _check_no_header(path, first_row)
-                raise _unknown_label(path, number, label, train, label_counts, names)
-            counts[split] += 1
-        if split == "train" and first_row and label_counts[first_row[1]] == 1:
-            _check_no_header(path, first_row)
-    if len(label_counts) < 2:
-        raise UserError(
-            f"{train} has only the label {_shown(next(iter(label_counts)))}: a classifier needs two or more"
-        )
-    return {label: label_counts[label] for label in sorted(label_counts, key=_label_order)}, counts
+def _text_cells(path: Path, names: Columns) -> Numbered:
+    columns = label_columns(names)
+    flags = dict.fromkeys(names.texts, "--text_column") | dict.fromkeys(columns, "--label_column")
+    for number, cells in read_cells(path, flags, dict.fromkeys(columns, cell_reader(names))):
+        yield number, [*cells[: len(names.texts)], joined(cells[len(names.texts) :], names)]
 
 
 def _text_fields(path: Path) -> Numbered:
@@ -169,52 +126,3 @@ def _text_fields(path: Path) -> Numbered:
         if len(fields) != columns or columns > 3:
             raise UserError(f"{place(path, number)}: {len(fields)} columns: {LINE_FORM}, the same in every line")
         yield number, fields
-
-
-def _check_no_header(path: Path, row: TextRow) -> None:
-    """Check the first row of a text file, whose label no other row has.
-
-    Raises:
-        UserError: it seems to name columns.
-    """
-    texts, label = row
-    is_name = [cell.lower() in COLUMN_NAMES for cell in (*texts, label)]
-    if path.suffix == ".txt" and (is_name[-1] or all(is_name[:-1])):
-        cells = ", ".join(map(repr, (*texts, label)))
-        raise UserError(
-            f"{path}, line 1 seems to name the columns ({cells}): remove it, or call the file {path.stem}.tsv; if it "
-            "is a row, give its label to another row too"
-        )
-
-
-def _check_one_line(path: Path, number: int, label: str) -> None:
-    # label.txt has one a line, and augmented.txt has it after a tab.
-    if "\t" in label or len(label.splitlines()) > 1:
-        raise UserError(
-            f"{place(path, number)}: the label {_shown(label)} holds a tab or the end of a line: write it without"
-        )
-
-
-def _unknown_label(
-    path: Path, number: int, label: str, train: Path, label_counts: dict[str, int], names: Columns
-) -> UserError:
-    unknown = f"{place(path, number)}: label {_shown(label)} is not in {train.name}"
-    own_counts = Counter(row_label for _, row_label in read_rows(path, names))
-    if own_counts.keys() == {label} and (label == "-1" or own_counts[label] > 1):
-        return UserError(
-            f"{unknown}, and all rows have it: this file seems to have no labels: take labelled rows for it, such as a "
-            f"part of {train.name}"
-        )
-    if len(label) > LONG_LABEL or len(label_counts) > max(100, sum(label_counts.values()) / 2):
-        guess = "is the label last in each line?" if path.suffix == ".txt" else f"is {names.label!r} its column?"
-        return UserError(f"{unknown}, and looks like a text: {guess}")
-    return UserError(f"{place(path, number)}: label {_shown(label)} is not in {train.name}: correct it, or add rows")
-
-
-def _shown(label: str) -> str:
-    return repr(label) if len(label) <= LONG_LABEL else f"{label[:LONG_LABEL]!r}..."
-
-
-def _label_order(label: str) -> tuple:
-    # 2 before 10 where labels are numbers.
-    return (0, int(label), label) if label.isdecimal() and len(label) < 20 else (1, 0, label)

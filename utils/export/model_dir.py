@@ -22,7 +22,7 @@ library_name: onnx
 pipeline_tag: text-classification
 ---
 
-# Text classifier: {labels}
+# {title}: {labels}
 
 A {family} encoder, as ONNX graphs ({version}). Texts are read up to {n_ctx} tokens.
 
@@ -30,7 +30,7 @@ A {family} encoder, as ONNX graphs ({version}). Texts are read up to {n_ctx} tok
     python predictor.py < texts.txt
 
 `model.onnx` takes input_ids, attention_mask and, where listed, token_type_ids (int64, [batch, sequence]) and gives
-logits, float32 [batch, {num_labels}], in the order of config.json's id2label. Any onnxruntime runs it.
+logits, float32 [batch, {num_labels}], in the order of config.json's id2label. {meaning}Any onnxruntime runs it.
 `model.unpadded.onnx`, where it is there, is the same without attention_mask: faster, for a batch whose rows all have
 the same number of tokens. Both take their weights from `model.weights`, where it is there.
 
@@ -43,6 +43,17 @@ By `quantize.py`, which measured these versions on valid.txt, one row at a time,
 {table}
 ```
 """
+
+
+# What a card calls a model and says of its logits, by transformers' problem_type.
+TASK_WORDS = {
+    "single_label_classification": ("Text classifier", ""),
+    "multi_label_classification": (
+        "Text classifier, any number of labels a text",
+        "The sigmoid of each is its label's\nprobability; the label is given above config.json's thresholds, or 0.5. ",
+    ),
+    "regression": ("Model of scores", "They are the scores\nthemselves, in the data's units. "),
+}
 
 
 def check_model_dir(path: str | Path, flag: str) -> None:
@@ -91,7 +102,10 @@ def write_model_dir(
         config["fastformers"] = origin | {"files": hashes}
         write_json(folder / "config.json", config)
         labels = labels_of(hub_config)
+        title, meaning = TASK_WORDS.get(hub_config.problem_type, TASK_WORDS["single_label_classification"])
         card = CARD.format(
+            title=title,
+            meaning=meaning,
             labels=", ".join(labels),
             num_labels=len(labels),
             family=hub_config.model_type,

@@ -34,8 +34,13 @@ def comparison_batches(data: Data, pad_token_id: int) -> list[dict[str, np.ndarr
     return singles + padded
 
 
-def pytorch_logits(model: PreTrainedModel, fp32: Graphs, batches: list[dict], num_labels: int) -> list[np.ndarray]:
+def pytorch_logits(
+    model: PreTrainedModel, fp32: Graphs, batches: list[dict], num_labels: int, unit: float | np.ndarray = 1.0
+) -> list[np.ndarray]:
     """PyTorch's logits [rows, labels] of each batch, once the fp32 graphs' are found to be the same.
+
+    Args:
+        unit: what a difference is measured in, of scores the standard deviation of each, [scores].
 
     Raises:
         UserError: they differ by more than `MAX_FP32_DIFFERENCE`, or a graph that torch.onnx exported cannot run all of
@@ -50,7 +55,7 @@ def pytorch_logits(model: PreTrainedModel, fp32: Graphs, batches: list[dict], nu
             "of one length only"
         )
     try:
-        difference = largest_difference(fp32, batches, expected, num_labels)
+        difference = largest_difference(fp32, batches, expected, num_labels, unit)
     except Exception as error:  # onnxruntime raises whatever such a graph provokes
         if UNPADDED_GRAPH in fp32:
             raise
@@ -67,29 +72,40 @@ def pytorch_logits(model: PreTrainedModel, fp32: Graphs, batches: list[dict], nu
     return expected
 
 
-def largest_difference(graphs: Graphs, batches: list[dict], expected: list[np.ndarray], num_labels: int) -> float:
+def largest_difference(
+    graphs: Graphs,
+    batches: list[dict],
+    expected: list[np.ndarray],
+    num_labels: int,
+    unit: float | np.ndarray = 1.0,
+) -> float:
     """The largest difference of any logit of any graph from PyTorch's; NaN where either has one.
 
     Args:
         graphs: the one of rows without padding is compared on single rows only.
         batches: of `comparison_batches`.
         expected: PyTorch's logits [rows, labels] of each batch.
+        unit: as of `pytorch_logits`.
     """
     single = [i for i, batch in enumerate(batches) if len(batch["input_ids"]) == 1]
     differences = []
     for file, graph in graphs.items():
         rows = single if file == UNPADDED_GRAPH else range(len(batches))
         engine = open_graph(graph, num_labels)
-        differences.append(compare_logits(engine, [expected[i] for i in rows], [batches[i] for i in rows]))
+        differences.append(compare_logits(engine, [expected[i] for i in rows], [batches[i] for i in rows], unit))
     return float(np.max(differences))
 
 
-def compare_logits(run: Engine, expected: list[np.ndarray], batches: list[dict[str, np.ndarray]]) -> float:
+def compare_logits(
+    run: Engine, expected: list[np.ndarray], batches: list[dict[str, np.ndarray]], unit: float | np.ndarray = 1.0
+) -> float:
     """The largest absolute difference between an engine's logits and PyTorch's; NaN where either has one.
 
     Args:
         run: the graph.
         expected: PyTorch's logits [rows, labels] of each batch.
         batches: of `utils.data.tables.collate`; single rows or padded.
+        unit: as of `pytorch_logits`.
     """
-    return float(np.max([np.abs(run(batch) - logits).max() for batch, logits in zip(batches, expected, strict=True)]))
+    differences = [np.abs(run(batch) - logits) / unit for batch, logits in zip(batches, expected, strict=True)]
+    return float(np.max([each.max() for each in differences]))

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.predictor import GRAPH, UNPADDED_GRAPH, Predictor, is_cascade, load_session, read_stages
+from utils.predictor import (
+    GRAPH,
+    MULTI_LABEL,
+    UNPADDED_GRAPH,
+    Predictor,
+    Text,
+    TokenRow,
+    is_cascade,
+    load_session,
+    read_stages,
+)
 from utils.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -154,9 +164,32 @@ def cascade_engine(folder: str | Path, num_threads: int, labels: list[str]) -> E
 
     def run(batch: dict) -> np.ndarray:
         texts = batch["texts"]
-        return predictor.run(predictor.encode(texts), texts, len(texts))[0]
+        return predictor_logits(predictor, predictor.encode(texts), texts, len(texts))
 
     return run
+
+
+def predictor_logits(predictor: Predictor, rows: list[TokenRow], texts: list[Text], batch_size: int) -> np.ndarray:
+    """The logits of `Predictor.run`, of a cascade of any number of labels so that a label is given above 0.
+
+    There each stage has thresholds of its own, which are taken off its logits.
+    """
+    logits, stages = predictor.run(rows, texts, batch_size)
+    if predictor.is_cascade and predictor.problem_type == MULTI_LABEL:
+        thresholds = predictor.thresholds[stages]
+        logits = logits - np.log(thresholds / (1 - thresholds)).astype(np.float32)
+    return logits
+
+
+def folder_thresholds(path: str | Path) -> np.ndarray | None:
+    """The probability above which a folder of quantize.py gives each label, [labels]; None for a file or a cascade.
+
+    Raises:
+        UserError: the folder is damaged.
+    """
+    if not Path(path).is_dir() or is_cascade(path):
+        return None
+    return np.array(read_stages(path)[0][0].model.thresholds)
 
 
 def onnx_size(path: str | Path) -> tuple[int, int]:

@@ -1,11 +1,12 @@
 """The rungs of a ladder: what each costs against the first one and the one before, as a table."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from utils.measuring.timing import aligned_table, latency_summary
+from utils.training.metrics import NAMES, measure
 
 QUERIES = 100e6  # that the price is for
 
@@ -21,10 +22,10 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class MeasuredRung:
-    """One rung's accuracy, latency and speed. The names are the keys of ladder.json."""
+    """One rung's score, latency and speed. The names are the keys of ladder.json, where `score` has its measure's."""
 
     name: str
-    accuracy: float | None
+    score: float | None
     num_correct: int | None
     num_examples: int
     latency_ms: dict[str, float]
@@ -35,6 +36,7 @@ class MeasuredRung:
     model_bytes: int
     engine: str
     step: bool  # of the ladder; if not, something to compare it with
+    measure: str  # of `utils.training.metrics`
 
 
 @dataclass(frozen=True)
@@ -50,23 +52,33 @@ class ComparedRung(MeasuredRung):
 
 
 def measured_rung(
-    name: str, measurement: Measurement, true: np.ndarray, *, engine: str, step: bool, parameters: int, model_bytes: int
+    name: str,
+    measurement: Measurement,
+    true: np.ndarray,
+    *,
+    engine: str,
+    step: bool,
+    parameters: int,
+    model_bytes: int,
+    chosen: str = "accuracy",
+    thresholds: np.ndarray | None = None,
 ) -> MeasuredRung:
     """Sum up what was measured of a rung.
 
     Args:
-        true: the label id of every row of the test set, int [rows].
+        true: the labels of every row of the test set, as of `utils.data.tables.row_labels`.
+        chosen, thresholds: of `utils.training.metrics.measure`.
     """
     logits, milliseconds, seconds, tokens_share = measurement
     all_ms = np.concatenate(milliseconds)
     mean_ms = [float(turn.mean()) for turn in milliseconds]
     if seconds:
         mean_ms = [1000 * each / len(true) for each in seconds]
-    correct = None if logits is None else int((logits.argmax(-1) == true).sum())
+    correct = int((logits.argmax(-1) == true).sum()) if logits is not None and true.ndim == 1 else None
     ms_a_row = float(np.median(mean_ms)) if seconds else float(all_ms.mean())
     return MeasuredRung(
         name=name,
-        accuracy=None if correct is None else correct / len(true),
+        score=None if logits is None else measure(chosen, logits, true, thresholds),
         num_correct=correct,
         num_examples=len(true),
         latency_ms=latency_summary(all_ms),
@@ -77,6 +89,7 @@ def measured_rung(
         model_bytes=model_bytes,
         engine=engine,
         step=step,
+        measure=chosen,
     )
 
 
@@ -108,6 +121,21 @@ def compared(rungs: list[MeasuredRung], baseline: MeasuredRung | None, usd_per_h
     return comparisons
 
 
+def rung_as_json(rung: ComparedRung) -> dict[str, Any]:
+    """What ladder.json says of a rung: its score under the name of the measure."""
+    values = {rung.measure if key == "score" else key: value for key, value in asdict(rung).items() if key != "measure"}
+    if rung.measure != "accuracy":
+        del values["num_correct"]
+    return values
+
+
+def rung_from_json(values: dict[str, Any]) -> ComparedRung:
+    """The rung of which `rung_as_json` says this."""
+    (measure,) = values.keys() & NAMES.keys()
+    others = {key: value for key, value in values.items() if key != measure}
+    return ComparedRung(**({"num_correct": None} | others), score=values[measure], measure=measure)
+
+
 def _cells(rung: ComparedRung, baseline: bool) -> list[str]:
     def shown(value: float | None, form: str) -> str:
         return "" if value is None else form.format(value)
@@ -115,7 +143,7 @@ def _cells(rung: ComparedRung, baseline: bool) -> list[str]:
     low, high = rung.speedup_range
     cells = [
         rung.name,
-        shown(rung.accuracy, "{:.4f}"),
+        shown(rung.score, "{:.4f}"),
         f"{rung.seconds:.2f}",
         f"{rung.speedup:.1f}x",
         f"{low:.1f}-{high:.1f}",
@@ -130,8 +158,8 @@ def _cells(rung: ComparedRung, baseline: bool) -> list[str]:
     return cells + [shown(rung.speedup_vs_baseline, "{:.0f}x")] * baseline
 
 
-def _header(baseline: bool) -> list[str]:
-    header = ["rung", "accuracy", "seconds", "speed-up", "range", "step", "p50 ms", "p99 ms", "from tokens, ms"]
+def _header(measure: str, baseline: bool) -> list[str]:
+    header = ["rung", NAMES[measure], "seconds", "speed-up", "range", "step", "p50 ms", "p99 ms", "from tokens, ms"]
     return [*header, "USD/100M", "parameters", "MB", *["vs BERT-base"] * baseline]
 
 
@@ -143,12 +171,12 @@ def text_table(rungs: list[ComparedRung], baseline: bool, failures: list[tuple[s
     """
     rows = [_cells(rung, baseline) for rung in rungs]
     reasons = [f"{name}  failed: {reason}" for name, reason in failures]
-    return "\n".join([aligned_table(_header(baseline), rows), *reasons])
+    return "\n".join([aligned_table(_header(rungs[0].measure, baseline), rows), *reasons])
 
 
 def markdown_table(rungs: list[ComparedRung], baseline: bool, failures: list[tuple[str, str]]) -> str:
     """As `text_table`, in Markdown."""
-    header = _header(baseline)
+    header = _header(rungs[0].measure, baseline)
     empty = [""] * (len(header) - 2)
     rows = [_cells(rung, baseline) for rung in rungs]
     rows += [[name, f"failed: {reason}".replace("|", r"\|"), *empty] for name, reason in failures]

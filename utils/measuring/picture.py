@@ -14,20 +14,21 @@ from matplotlib.transforms import Bbox
 
 from utils.measuring.ladder import MeasuredRung
 from utils.system.files import atomic_file
+from utils.training.metrics import NAMES
 
 # Where a label may be, in points from its point, nearest first: above, below, and to the sides.
 OFFSETS = [(side, 14 * step * way) for step in range(1, 8) for side in (0, 14, -14) for way in (1, -1)]
 
 
 def ladder_figure(rungs: Sequence[MeasuredRung]) -> Figure:
-    """The rungs of a ladder that have an accuracy: milliseconds a row on a log axis, better to the upper left.
+    """The rungs of a ladder that have a score: milliseconds a row on a log axis, better to the upper left.
 
     On a white ground, so that it can be read on a light and a dark page.
     """
     figure = Figure(figsize=(9, 6), facecolor="white")
     axes = figure.add_subplot()
-    scored = [rung for rung in rungs if rung.accuracy is not None]
-    points = [(rung.name, rung.ms_a_row, 100 * (rung.accuracy or 0)) for rung in scored]
+    scored = [rung for rung in rungs if rung.score is not None]
+    points = [(rung.name, rung.ms_a_row, 100 * (rung.score or 0)) for rung in scored]
     line = [(x, y) for (_, x, y), rung in zip(points, scored, strict=True) if rung.step]
     others = [(x, y) for (_, x, y), rung in zip(points, scored, strict=True) if not rung.step]
     axes.plot([x for x, _ in line], [y for _, y in line], color="#9aa5b1", zorder=1)
@@ -35,7 +36,7 @@ def ladder_figure(rungs: Sequence[MeasuredRung]) -> Figure:
         axes.scatter([x for x, _ in positions], [y for _, y in positions], color=color, s=45, zorder=2)
     axes.set_xscale("log")
     axes.set_xlabel("milliseconds a row of the test set, log scale")
-    axes.set_ylabel("accuracy on the test set, %")
+    axes.set_ylabel(f"{NAMES[rungs[0].measure]} on the test set, %")
     axes.grid(alpha=0.3, which="both")
     axes.margins(x=0.25, y=0.25)
     place_labels(figure, axes, points, line)
@@ -43,7 +44,10 @@ def ladder_figure(rungs: Sequence[MeasuredRung]) -> Figure:
 
 
 def frontier_figure(
-    models: list[tuple[str, float, float]], cascades: list[tuple[float, float]], chosen: tuple[float, float]
+    models: list[tuple[str, float, float]],
+    cascades: list[tuple[float, float]],
+    chosen: tuple[float, float],
+    accuracy: str = "accuracy",
 ) -> Figure:
     """Models alone as points, cascades as a line: mean milliseconds a row on a log axis, better to the upper left.
 
@@ -51,6 +55,7 @@ def frontier_figure(
         models: name, milliseconds and accuracy in percent of each.
         cascades: milliseconds and accuracy of each, fastest first.
         chosen: those of the one that was chosen.
+        accuracy: what it is called.
     """
     figure = Figure(figsize=(9, 6), facecolor="white")
     axes = figure.add_subplot()
@@ -61,7 +66,7 @@ def frontier_figure(
     for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         ticks("{x:g}")
     axes.set_xlabel("mean milliseconds a row of valid, log scale")
-    axes.set_ylabel("accuracy on valid, %")
+    axes.set_ylabel(f"{accuracy} on valid, %")
     axes.grid(alpha=0.3, which="both")
     axes.margins(x=0.25, y=0.25)
     place_labels(figure, axes, [*models, ("the cascade", *chosen)], cascades)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedTokenizerFast
 
@@ -28,6 +29,7 @@ from utils.measuring.text_engines import (
 from utils.measuring.timing import timed_in_turns
 from utils.models.checkpoint import config_of_checkpoint, load_tokenizer
 from utils.models.classifier import load_model
+from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from utils.predictor import Text, is_cascade
 from utils.system.errors import UserError, first_line
 
@@ -43,11 +45,13 @@ class Setting:
     """What the rungs of a ladder have in common."""
 
     texts: list[Text]  # of test
-    train: list[tuple[Text, str]]  # texts and labels
+    train_texts: list[Text]
+    train_labels: np.ndarray  # as of `utils.data.tables.row_labels`
     labels: list[str]  # in the order of their ids
     n_ctx: int
     tokenizer: PreTrainedTokenizerFast  # of ONNX files and of random weights; every folder has its own
     num_threads: int
+    task: str = SINGLE_LABEL
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def measure_rungs(rungs: list[Rung | Failure], setting: Setting) -> list[Measure
 
 
 def _open_checkpoint(path: str, setting: Setting, is_padded: bool) -> Rung:
-    config = config_of_checkpoint(path, "--rung", setting.n_ctx)
+    config = config_of_checkpoint(path, "--rung", setting.n_ctx, setting.task)
     model = load_model(path, "--rung", config, setting.labels)
     tokenizer = load_tokenizer(path, "--rung")
     run = pytorch_engine(model)
@@ -189,17 +193,40 @@ def _open_bert_base(path: str, setting: Setting) -> Rung:
 
 
 def _open_linear(path: str, setting: Setting) -> Rung:
-    """TF-IDF and logistic regression: of words and pairs of words or, where these do not repeat from text to text, as
-    in Chinese, of one to three characters."""
-    texts = [_joined(text) for text, _ in setting.train]
+    """TF-IDF and logistic regression, of scores ridge regression: of words and pairs of words or, where these do not
+    repeat from text to text, as in Chinese, of one to three characters."""
+    texts = [_joined(text) for text in setting.train_texts]
     grams: dict[str, Any] = {"ngram_range": (1, 2)} if words_repeat(texts) else CHARACTER_GRAMS
     vectorizer = TfidfVectorizer(**grams, sublinear_tf=True, min_df=2)
-    model = make_pipeline(vectorizer, LogisticRegression(C=10.0, max_iter=1000))
-    model.fit(texts, [label for _, label in setting.train])
-    order = [list(model.classes_).index(label) for label in setting.labels]
-    parameters = model[-1].coef_.size
-    engine = TextEngine(_joined, lambda text: model.predict_proba([text])[:, order])
+    model = make_pipeline(vectorizer, LINEAR_MODELS[setting.task]())
+    model.fit(texts, setting.train_labels)
+    if setting.task == REGRESSION:
+        engine = TextEngine(_joined, lambda text: model.predict([text]).reshape(1, -1))
+        return Rung(engine, model[-1].coef_.size, 8 * model[-1].coef_.size, is_step=False, reads_tokens=False)
+    if setting.task == MULTI_LABEL:  # as logits
+        parameters = sum(one.coef_.size for one in model[-1].estimators_)
+        engine = TextEngine(_joined, lambda text: log_odds(model.predict_proba([text])))
+    else:
+        parameters = model[-1].coef_.size
+        engine = TextEngine(_joined, lambda text: model.predict_proba([text]))
     return Rung(engine, parameters, 8 * parameters, is_step=False, reads_tokens=False)
+
+
+def log_odds(probabilities: np.ndarray) -> np.ndarray:
+    """The logits whose sigmoids probabilities are."""
+    inside = np.clip(probabilities, 1e-9, 1 - 1e-9)
+    return np.log(inside / (1 - inside))
+
+
+def _logistic_regression() -> LogisticRegression:
+    return LogisticRegression(C=10.0, max_iter=1000)
+
+
+LINEAR_MODELS: dict[str, Callable[[], Any]] = {
+    SINGLE_LABEL: _logistic_regression,
+    MULTI_LABEL: lambda: OneVsRestClassifier(_logistic_regression()),
+    REGRESSION: lambda: Ridge(alpha=1.0),
+}
 
 
 def _joined(text: Text) -> str:

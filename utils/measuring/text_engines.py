@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from utils.measuring.engines import Engine, onnx_engine
+from utils.measuring.engines import Engine, onnx_engine, predictor_logits
 from utils.predictor import Predictor, Text, TokenRow, prepare_tokenizer, tokenize
 from utils.system.errors import UserError
 
@@ -85,7 +85,8 @@ def onnx_text_engine(path: str | Path, num_threads: int, labels: list[str], toke
             "set that it was trained on"
         )
     return TextEngine(
-        lambda text: (predictor.encode([text]), [text]), lambda inputs: predictor.run(inputs[0], inputs[1], 1)[0]
+        lambda text: (predictor.encode([text]), [text]),
+        lambda inputs: predictor_logits(predictor, inputs[0], inputs[1], 1),
     )
 
 

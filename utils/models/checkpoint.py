@@ -4,15 +4,18 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import shlex
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from utils.models.config import CLASSIFIERS, Config
+from utils.models.config import CLASSIFIERS, SINGLE_LABEL, TASKS, Config
 from utils.models.families import FAMILIES, num_positions
 from utils.models.folder import MEND, check_folder
 from utils.models.tokenizer import check_tokenizer, read_tokenizer, telling_ids
 from utils.system.errors import UserError, first_line
+
+logger = logging.getLogger(__name__)
 
 
 def read_hub_config(name_or_path: str, flag: str, allow_hub_name: bool = False) -> PretrainedConfig:
@@ -59,7 +62,9 @@ def load_hub_config(name_or_path: str, flag: str, config: Config, allow_hub_name
     return hub_config
 
 
-def config_of_checkpoint(name_or_path: str, flag: str, n_ctx: int, allow_hub_name: bool = False) -> Config:
+def config_of_checkpoint(
+    name_or_path: str, flag: str, n_ctx: int, task: str = SINGLE_LABEL, allow_hub_name: bool = False
+) -> Config:
     """What a file of configs/ would say of a checkpoint: its family, and n_ctx or, if fewer, its positions.
 
     Raises:
@@ -74,7 +79,7 @@ def config_of_checkpoint(name_or_path: str, flag: str, n_ctx: int, allow_hub_nam
     positions = num_positions(hub_config)
     if positions is not None and positions < 4:
         raise UserError(f"{flag}={name_or_path} has only {positions} positions by its config.json: correct it")
-    return Config(hub_config.model_type, n_ctx if positions is None else min(n_ctx, positions))
+    return Config(hub_config.model_type, n_ctx if positions is None else min(n_ctx, positions), task)
 
 
 def label_columns(
@@ -138,7 +143,7 @@ def check_labels(
             f"{named}: the id2label of its config.json must number the labels 0, 1, ... and give each a name of its "
             f"own, but is {_shown([f'{i}: {name}' for i, name in hub_config.id2label.items()])}: correct it"
         )
-    if own_labels == labels:
+    if same_outputs(own_labels, labels):
         return
     if len(own_labels) != len(labels):
         raise UserError(_other_number(named, own_labels, labels))
@@ -159,6 +164,34 @@ def check_labels(
     raise UserError(
         f"{differ}: if these are its own labels under other names, write them into its config.json in the order in "
         f'which it was trained, such as "id2label": {example}; if not, train it for this data set'
+    )
+
+
+def same_outputs(own_labels: list[str], labels: list[str]) -> bool:
+    """Whether a checkpoint's outputs are the data set's labels, in their order; a single one, a score, by any name."""
+    return own_labels == labels or len(own_labels) == len(labels) == 1
+
+
+def check_task(hub_config: PretrainedConfig, task: str, named: str) -> None:
+    """Check that a trained classifier's problem_type, if it has one, is that of the task.
+
+    One label a text may be read off any classifier of several labels, with a warning.
+
+    Args:
+        named: how errors name the checkpoint.
+
+    Raises:
+        UserError: it is another.
+    """
+    if hub_config.problem_type in (None, TASKS[task]):
+        return
+    if task == SINGLE_LABEL:
+        logger.warning("%s: its problem_type was %s: one label a text from now on", named, hub_config.problem_type)
+        return
+    other = {problem_type: name for name, problem_type in TASKS.items()}.get(hub_config.problem_type, "")
+    raise UserError(
+        f'{named} was trained for the problem_type {hub_config.problem_type} but the config says "task": "{task}": '
+        + (f'write "task": "{other}" into the file of --config, or train it again' if other else "train it again")
     )
 
 

@@ -5,7 +5,6 @@ config.json lists them, and the folder holds the code that builds such a model: 
 """
 
 import hashlib
-import logging
 import re
 import shutil
 from dataclasses import asdict
@@ -23,15 +22,21 @@ from transformers import (
 )
 
 from utils.models import modeling_pruned
-from utils.models.checkpoint import check_labels, labels_of, load_hub_config, read_hub_config
-from utils.models.config import Config
+from utils.models.checkpoint import (
+    check_labels,
+    check_task,
+    labels_of,
+    load_hub_config,
+    read_hub_config,
+    same_outputs,
+)
+from utils.models.config import SINGLE_LABEL, TASKS, Config
 from utils.models.families import family_of, in_table, layer_shapes, layers_of, takes_token_types
 from utils.models.folder import MEND, check_weight_files
+from utils.models.output_layer import Scale, output_layer, scale_output
 from utils.predictor import check_fetched
 from utils.system.errors import UserError, first_line
 from utils.system.files import atomic_file, atomic_files_into
-
-logger = logging.getLogger(__name__)
 
 # What config.json may hold of the task that a checkpoint was trained for before, and pipeline() goes by.
 OLD_TASK = (
@@ -52,6 +57,7 @@ def load_model(
     attention: str | None = None,
     new_head: bool = False,
     allow_hub_name: bool = False,
+    scale: Scale | None = None,
 ) -> PreTrainedModel:
     """Load a classification model in evaluation mode, pruned or not.
 
@@ -60,22 +66,27 @@ def load_model(
         labels: the data set's label strings in the order of their ids; the checkpoint's must be the same.
         state_path: a state dict (.pt) to load over the folder's own weights.
         attention: `eager` where attention probabilities are wanted; without it, the fastest that the family has.
-        new_head: start a classifier for `labels` afresh where the checkpoint has none or one for other labels.
+        new_head: start a classifier for `labels` afresh where the checkpoint has none or one for other labels or
+            another task.
         allow_hub_name: let `name_or_path` be a name on the Hugging Face hub.
+        scale: mean and standard deviation of the scores, each [scores], that a classifier started afresh gives.
 
     Raises:
-        UserError: the checkpoint is missing, damaged, of another family than `config`'s, or its labels differ, or it
-            cannot read rows of `config`'s n_ctx tokens.
+        UserError: the checkpoint is missing, damaged, of another family than `config`'s, or its labels or its task
+            differ, or it cannot read rows of `config`'s n_ctx tokens.
     """
     named = f"{flag}={name_or_path}"
     hub_config = load_hub_config(name_or_path, flag, config, allow_hub_name)
     check_weight_files(name_or_path, flag)
-    own_labels = labels_of(hub_config)
-    if not new_head:
+    same_head = same_outputs(labels_of(hub_config), labels)
+    if new_head:
+        # A checkpoint without a problem_type may be of any task, but one label a text is what most of them are for.
+        own_type = hub_config.problem_type or TASKS[SINGLE_LABEL]
+        same_head = same_head and (config.task == SINGLE_LABEL or own_type == TASKS[config.task])
+    else:
         check_labels(hub_config, labels, name_or_path, flag)
-    if not new_head and hub_config.problem_type not in (None, "single_label_classification"):
-        logger.warning("%s: its problem_type was %s: one label a text from now on", named, hub_config.problem_type)
-    _describe_task(hub_config, labels)
+        check_task(hub_config, config.task, named)
+    _describe_task(hub_config, labels, config.task)
     try:
         pruned = getattr(hub_config, "layer_shapes", None)
         # The code in the folder is not run: this project's own is the same.
@@ -94,8 +105,10 @@ def load_model(
     except Exception as error:  # whatever a damaged file provokes
         raise UserError(f"{named} cannot be loaded ({first_line(error)}): {MEND}") from error
     _check_weights(model, loading, new_head, named)
-    if in_table(hub_config) and own_labels != labels and not loading["missing_keys"]:
+    if in_table(hub_config) and not same_head and not loading["missing_keys"]:
         _restart_classifier(model)
+    if scale is not None and (not same_head or loading["missing_keys"] or loading["mismatched_keys"]):
+        scale_output(model, scale)
     if state_path is not None:
         load_state(model, state_path)
     model.eval()
@@ -286,10 +299,10 @@ def _try_longest_rows(model: PreTrainedModel, n_ctx: int, named: str) -> None:
         raise UserError(f"{named} cannot read padded rows of {n_ctx} tokens ({first_line(error)}): {mend}") from error
 
 
-def _describe_task(hub_config: PretrainedConfig, labels: list[str]) -> None:
-    """Make a checkpoint's config that of a classifier which gives a text one of `labels`, in place."""
+def _describe_task(hub_config: PretrainedConfig, labels: list[str], task: str) -> None:
+    """Make a checkpoint's config that of a classifier with these labels, in place."""
     hub_config.id2label, hub_config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
-    hub_config.problem_type = "single_label_classification"
+    hub_config.problem_type = TASKS[task]
     for name in OLD_TASK:
         hub_config.__dict__.pop(name, None)
     if not hasattr(hub_config, "layer_shapes"):
@@ -298,7 +311,7 @@ def _describe_task(hub_config: PretrainedConfig, labels: list[str]) -> None:
 
 def _restart_classifier(model: PreTrainedModel) -> None:
     """Draw the output layer anew: it was trained for other labels, if as many."""
-    output = model.get_submodule(family_of(model).head_output)
+    output = output_layer(model)
     nn.init.normal_(output.weight, std=model.config.initializer_range)
     nn.init.zeros_(output.bias)
 

@@ -1,4 +1,4 @@
-"""The JSON files in configs/: which encoder family, and how many tokens of a text it reads."""
+"""The JSON files in configs/: which encoder family, how many tokens of a text it reads, and what it is to answer."""
 
 import json
 from dataclasses import dataclass
@@ -11,6 +11,14 @@ from transformers.models.auto.modeling_auto import (
 from utils.models.families import FAMILIES
 from utils.system.errors import UserError
 
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label", "multi_label", "regression"
+# Every task, and what transformers calls it: problem_type in a checkpoint's config.json, which pipeline() goes by.
+TASKS = {
+    SINGLE_LABEL: "single_label_classification",
+    MULTI_LABEL: "multi_label_classification",
+    REGRESSION: "regression",
+}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -18,11 +26,12 @@ class Config:
 
     `encoder_class` is the encoder's family, transformers' model_type: one of `utils.models.families.FAMILIES`, or any
     other that classifies, which is then neither pruned nor fused; `n_ctx` the longest input in tokens, special tokens
-    included: longer ones are truncated.
+    included: longer ones are truncated; `task` is one of `TASKS`: one label a text, any number of them, or scores.
     """
 
     encoder_class: str
     n_ctx: int
+    task: str = SINGLE_LABEL
 
 
 def load_config(path: str | Path) -> Config:
@@ -38,11 +47,14 @@ def load_config(path: str | Path) -> Config:
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     keys = list(Config.__dataclass_fields__)
-    if not isinstance(values, dict) or sorted(values) != sorted(keys):
-        odd = sorted(set(values) ^ set(keys)) if isinstance(values, dict) else []
+    if not isinstance(values, dict) or sorted(values | {"task": SINGLE_LABEL}) != sorted(keys):
+        odd = sorted((set(values) ^ set(keys)) - {"task"}) if isinstance(values, dict) else []
         raise UserError(
-            f"{path} must hold exactly the keys {', '.join(keys)}: unknown or missing here {', '.join(odd)}"
+            f"{path} must hold exactly the keys encoder_class, n_ctx and, if you like, task: unknown or missing here "
+            f"{', '.join(odd)}"
         )
+    if values.get("task", SINGLE_LABEL) not in list(TASKS):
+        raise UserError(f"{path}: unknown task {values['task']!r}: choose one of {', '.join(TASKS)}")
     if values["encoder_class"] not in list(CLASSIFIERS):  # a list, as the value may be anything
         raise UserError(
             f"{path}: unknown encoder_class {values['encoder_class']!r}: choose one of {', '.join(sorted(FAMILIES))}, "

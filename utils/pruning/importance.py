@@ -7,26 +7,28 @@ Gradients with respect to a mask of ones, after Michel et al. 2019 (arXiv 1905.1
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
 from utils.models.classifier import model_inputs
+from utils.models.config import SINGLE_LABEL
 from utils.models.families import Family, family_of, head_size_of, layer_shapes, layers_of, projections
+from utils.training.tasks import TASKS, Task
 
 Importance = list[torch.Tensor]  # for every layer the scores of its heads [heads], or of its neurons [neurons]
 
 
 def mask_gradients(
-    model: PreTrainedModel, batches: Iterable[dict], target: str = "labels"
+    model: PreTrainedModel, batches: Iterable[dict], target: str = "labels", task: Task = TASKS[SINGLE_LABEL]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Gradient of each row's cross-entropy with respect to a mask of ones on every head and neuron.
+    """Gradient of each row's loss with respect to a mask of ones on every head and neuron.
 
     Every row has a mask value of its own, so one backward pass gives the gradients of all rows of a batch.
 
     Args:
         batches: of `utils.data.tables.collate`.
         target: `labels`, or `logits` to take the model's own predictions as labels.
+        task: whose loss it is.
 
     Returns:
         For every layer a tensor [rows, heads], and for every layer a tensor [rows, neurons], on the CPU.
@@ -41,12 +43,12 @@ def mask_gradients(
     for index, layer in enumerate(layers):
         hooks.append(_mask_inputs(layer.get_submodule(family.attention_output), masks, index, head_size))
         hooks.append(_mask_inputs(layer.get_submodule(family.ffn_output), masks, len(layers) + index, 1))
-    gradients = _row_gradients(model, batches, target, masks, hooks)
+    gradients = _row_gradients(model, batches, target, task, masks, hooks)
     return gradients[: len(layers)], gradients[len(layers) :]
 
 
 def width_gradients(
-    model: PreTrainedModel, batches: Iterable[dict], target: str = "labels"
+    model: PreTrainedModel, batches: Iterable[dict], target: str = "labels", task: Task = TASKS[SINGLE_LABEL]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `mask_gradients`, with respect to two other masks: one on the hidden units, the same in the embeddings and in
     all layers, and one on the units between the classifier's two layers.
@@ -82,14 +84,14 @@ def width_gradients(
 
     hooks = [embeddings.register_forward_hook(new_mask), *(part.register_forward_hook(same_mask) for part in parts)]
     hooks.append(model.get_submodule(family.head_output).register_forward_pre_hook(classifier_mask))
-    hidden_units, classifier_units = _row_gradients(model, batches, target, masks, hooks)
+    hidden_units, classifier_units = _row_gradients(model, batches, target, task, masks, hooks)
     return hidden_units, classifier_units
 
 
 def _row_gradients(
-    model: PreTrainedModel, batches: Iterable[dict], target: str, masks: list[torch.Tensor], hooks: list
+    model: PreTrainedModel, batches: Iterable[dict], target: str, task: Task, masks: list[torch.Tensor], hooks: list
 ) -> list[torch.Tensor]:
-    """Gradients of every row's cross-entropy with respect to the masks that `hooks` put into `masks` at each call.
+    """Gradients of every row's loss with respect to the masks that `hooks` put into `masks` at each call.
 
     Returns:
         For every mask a tensor [rows, width of the mask], on the CPU; the hooks are removed.
@@ -100,9 +102,11 @@ def _row_gradients(
         for batch in batches:
             masks[:] = [torch.empty(0)] * len(masks)
             logits = model(**model_inputs(model, batch)).logits
-            labels = torch.as_tensor(batch["labels"]) if target == "labels" else logits.argmax(-1)
-            loss = F.cross_entropy(logits, labels.to(model.device), reduction="sum")
-            gradients.append([gradient.cpu() for gradient in torch.autograd.grad(loss, masks)])
+            if target == "labels":
+                losses = task.label_loss(logits, torch.as_tensor(batch["labels"]).to(model.device))
+            else:
+                losses = task.own_loss(logits)
+            gradients.append([gradient.cpu() for gradient in torch.autograd.grad(losses.sum(), masks)])
     finally:
         for hook in hooks:
             hook.remove()

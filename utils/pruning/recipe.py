@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from utils.data.tables import Data, collate, lengths, shuffled_batches
+from utils.models.config import SINGLE_LABEL
 from utils.models.families import layer_shapes
 from utils.pruning.budget import Shapes
 from utils.pruning.importance import (
@@ -33,6 +34,7 @@ from utils.system.bars import progress_bar
 from utils.training.distillation import LossWeights, distillation_losses
 from utils.training.loop import Settings, train
 from utils.training.resume import UnfinishedRun
+from utils.training.tasks import TASKS, Task, task_of
 
 IMPORTANCE_BATCH = 32
 # Ba & Caruana 2014: the mean squared error of the logits, and nothing else.
@@ -81,13 +83,14 @@ def rank(
     target: str = "labels",
     normalize: bool = False,
     seed: int = 42,
+    task: Task = TASKS[SINGLE_LABEL],
 ) -> Ranking:
     """Score every head and neuron.
 
     Args:
         batches: of `utils.data.tables.collate`; not read for `magnitude` and `random`.
         importance: a name of `GRADIENT_SCORES`, `magnitude` or `random`.
-        target: of `mask_gradients`.
+        target, task: of `mask_gradients`.
         normalize: make the scores of every layer sum to 1.
         seed: of `random`.
 
@@ -100,7 +103,7 @@ def rank(
     elif importance == "random":
         heads, neurons = random_scores(model, seed)
     else:
-        gradients = mask_gradients(model, batches, target)
+        gradients = mask_gradients(model, batches, target, task)
         heads, neurons = ([GRADIENT_SCORES[importance](layer) for layer in part] for part in gradients)
     if normalize:
         heads, neurons = normalize_layers(heads), normalize_layers(neurons)
@@ -125,13 +128,17 @@ def prune_layers(model: PreTrainedModel, shapes: Shapes, ranking: Ranking) -> No
 
 
 def rank_width(
-    model: PreTrainedModel, batches: Iterable[dict], importance: str = "fisher", target: str = "labels"
+    model: PreTrainedModel,
+    batches: Iterable[dict],
+    importance: str = "fisher",
+    target: str = "labels",
+    task: Task = TASKS[SINGLE_LABEL],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Score every hidden unit of the encoder and every unit between the classifier's two layers.
 
     Args:
         importance: a name of `GRADIENT_SCORES`; others, which score no hidden units, are taken for `first_order`.
-        target: of `width_gradients`.
+        target, task: of `width_gradients`.
 
     Returns:
         Scores [hidden size] and [units of the classifier], on the CPU.
@@ -140,7 +147,7 @@ def rank_width(
         UserError: the model's family is not in `utils.models.families`.
     """
     score_units = GRADIENT_SCORES.get(importance, first_order_scores)
-    hidden, classifier = width_gradients(model, batches, target)
+    hidden, classifier = width_gradients(model, batches, target, task)
     return score_units(hidden), score_units(classifier)
 
 
@@ -181,7 +188,7 @@ def prune_in_steps(
         UserError: the unfinished run is damaged.
         KeyboardInterrupt: Ctrl-C, or (Terminated) SIGTERM; what was done so far is kept.
     """
-    losses = distillation_losses(None, model, teacher_logits, 0, LOGITS_ONLY, [])
+    losses = distillation_losses(None, model, teacher_logits, 0, LOGITS_ONLY, [], task=task_of(data))
     part = run.part
     if part:
         # Which heads and neurons does not matter: their weights are read from the unfinished run.

@@ -9,12 +9,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from utils.data.tables import hide_labels
 from utils.models.classifier import model_inputs
+from utils.models.config import SINGLE_LABEL
 from utils.models.families import family_of, last_of_blocks, layer_uses, projections, shapes_in_order
 from utils.models.first_token import first_token_only
 from utils.system.errors import UserError
 from utils.training.loop import RowLosses
-from utils.training.losses import KD_LOSSES, NO_LABEL, attention_loss, label_loss, relation_loss, state_loss
+from utils.training.losses import attention_loss, relation_loss, state_loss
+from utils.training.tasks import TASKS, Task
 
 PROJECTION = "state_projection"
 
@@ -23,7 +26,7 @@ PROJECTION = "state_projection"
 class LossWeights:
     """What a distillation minimizes: the loss of the logits, and others with a weight, 0 for none."""
 
-    kd_loss: str
+    kd_loss: str  # of the task's
     temperature: float
     label_ratio: float
     state_loss_ratio: float
@@ -97,6 +100,7 @@ def distillation_losses(
     weights: LossWeights,
     layers: list[int],
     has_logits: torch.Tensor | None = None,
+    task: Task = TASKS[SINGLE_LABEL],
 ) -> RowLosses:
     """The `row_losses` that training minimizes.
 
@@ -121,12 +125,12 @@ def distillation_losses(
             ours = model(**inputs, **outputs)
             logits = ours.logits.float()
             targets = teacher_logits[torch.as_tensor(rows)].to(logits.device)
-            losses = KD_LOSSES[weights.kd_loss](logits, targets, weights.temperature)
+            losses = task.kd_losses[weights.kd_loss](logits, targets, weights.temperature)
             if has_logits is not None:
                 losses = losses * has_logits[torch.as_tensor(rows)].to(losses.device)
             if weights.label_ratio:
-                labels = torch.as_tensor(np.where(rows < num_labelled, batch["labels"], NO_LABEL)).to(logits.device)
-                losses = losses + weights.label_ratio * label_loss(logits, labels)
+                labels = torch.as_tensor(hide_labels(batch["labels"], rows >= num_labelled)).to(logits.device)
+                losses = losses + weights.label_ratio * task.label_loss(logits, labels)
             if not (states or attentions or relations):
                 return losses
             assert teacher is not None, "these losses compare with its states"

@@ -17,12 +17,14 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from utils.data.tables import Data, collate, lengths, shuffled_batches
 from utils.models.classifier import model_inputs
+from utils.models.output_layer import standardized_output
 from utils.system.bars import progress_bar
 from utils.system.devices import keep_freed_memory
 from utils.system.signals import Terminated, record_signals
 from utils.training.resume import Progress, UnfinishedRun, load_progress, save_progress
 from utils.training.scalars import Scalars, no_scalars
 from utils.training.scoring import Evaluation, evaluate_logits, predict
+from utils.training.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class Settings:
     lr: float  # the peak
     epochs: int
     batch_size: int  # rows of one optimizer step, over all processes together
-    measure: str  # "loss" or "accuracy" on the validation set picks the best model
+    measure: str  # "loss" or a measure of the task on the validation set picks the best model
     seed: int
     warmup_ratio: float = 0.1  # share of the steps
     weight_decay: float = 0.01
@@ -76,6 +78,26 @@ def train(
     Raises:
         KeyboardInterrupt: Ctrl-C, or (Terminated) SIGTERM; the run is saved first.
     """
+    with standardized_output(model, data.scale) as in_units:
+
+        def save_in_units(best: PreTrainedModel) -> None:
+            with in_units():
+                save(best)
+
+        return _train(model, data, row_losses, settings, accelerator, save_in_units, run, write_scalars)
+
+
+def _train(
+    model: PreTrainedModel,
+    data: Data,
+    row_losses: RowLosses,
+    settings: Settings,
+    accelerator: Accelerator,
+    save: Callable[[PreTrainedModel], None],
+    run: UnfinishedRun | None,
+    write_scalars: Scalars,
+) -> Evaluation:
+    """As `train`, of a model whose last layer is standardized where it gives scores."""
     keep_freed_memory()
     plain, row_lengths, processes = model, lengths(data.splits["train"]), accelerator.num_processes
     per_epoch = len(_epoch_batches(row_lengths, settings, 0, processes))
@@ -202,18 +224,18 @@ def _evaluate(
     steps = progress.step - progress.evaluated
     mean_loss = accelerator.reduce(torch.tensor(progress.loss_sum, device=accelerator.device), "mean").item() / steps
     valid = data.splits["valid"]
-    current = evaluate_logits(predict(model, valid, accelerator, "validate"), valid)
+    logits = predict(model, valid, accelerator, "validate")
+    current = evaluate_logits(logits, valid, task_of(data), settings.measure)
     improved = current.better_than(progress.best, settings.measure)
     logger.info(
-        "[Epoch %.4g] : train loss %.4f, valid loss %.4f, valid accuracy %.4f%s",
+        "[Epoch %.4g] : train loss %.4f, %s%s",
         progress.step / per_epoch,
         mean_loss,
-        current.loss,
-        current.accuracy,
+        current,
         ", best so far: saved" if improved else "",
     )
     if accelerator.is_main_process:
-        write_scalars(progress.step, {"valid/loss": current.loss, "valid/accuracy": current.accuracy})
+        write_scalars(progress.step, {"valid/loss": current.loss, f"valid/{current.measure}": current.score})
         if improved:
             save(model)
     if improved:

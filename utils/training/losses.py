@@ -24,9 +24,27 @@ def logits_mse(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tempe
     return F.mse_loss(student_logits, teacher_logits, reduction="none").mean(-1)
 
 
-def label_loss(student_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def soft_binary_cross_entropy(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """As `soft_cross_entropy`, of labels of which a row has any number: each one's probability is a sigmoid's, and the
+    mean is taken over the labels."""
+    targets = (teacher_logits / temperature).sigmoid()
+    errors = F.binary_cross_entropy_with_logits(student_logits / temperature, targets, reduction="none")
+    return errors.mean(-1) * temperature**2
+
+
+def label_loss(student_logits: torch.Tensor, labels: torch.Tensor, reduction: str = "none") -> torch.Tensor:
     """Cross-entropy against label ids [batch]; 0 for a row whose id is NO_LABEL."""
-    return F.cross_entropy(student_logits, labels, reduction="none", ignore_index=NO_LABEL)
+    return F.cross_entropy(student_logits, labels, reduction=reduction, ignore_index=NO_LABEL)
+
+
+def binary_label_loss(student_logits: torch.Tensor, labels: torch.Tensor, reduction: str = "none") -> torch.Tensor:
+    """Mean over labels of the binary cross-entropy against 1 or 0 for each, [batch, labels]; 0 for a row of NaN."""
+    has_labels = ~labels.isnan().any(-1)
+    errors = F.binary_cross_entropy_with_logits(student_logits, labels.nan_to_num(), reduction="none").mean(-1)
+    errors = torch.where(has_labels, errors, 0.0)
+    return errors if reduction == "none" else errors.mean()
 
 
 KD_LOSSES = {"soft_cross_entropy": soft_cross_entropy, "mse": logits_mse}

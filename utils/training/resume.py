@@ -145,7 +145,10 @@ def load_progress(
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(metadata["scaler"])
     progress = Progress(**metadata["progress"])
-    progress.best = Evaluation(**metadata["progress"]["best"]) if progress.best else None
+    try:
+        progress.best = Evaluation(**metadata["progress"]["best"]) if progress.best else None
+    except TypeError as error:  # as an older version wrote it
+        raise damaged(run.path) from error
     return progress
 
 

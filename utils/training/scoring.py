@@ -4,33 +4,42 @@ from dataclasses import dataclass
 
 import datasets
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from utils.data.tables import batches_by_length, collate, lengths, row_labels
 from utils.models.classifier import model_inputs
+from utils.models.config import SINGLE_LABEL
 from utils.models.first_token import first_token_only
 from utils.system.bars import progress_bar
 from utils.system.devices import keep_freed_memory
+from utils.training.metrics import NAMES, main_measure, measure
+from utils.training.tasks import TASKS, Task
 
 EVALUATION_BATCH = 128
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Cross-entropy and accuracy on a labelled split."""
+    """The task's loss and a measure of `utils.training.metrics` on a labelled split."""
 
     loss: float
-    accuracy: float
+    score: float
+    measure: str = "accuracy"  # what `score` is
 
     def better_than(self, other: "Evaluation | None", measure: str) -> bool:
-        """By `measure`, ties broken by the other one."""
+        """By the loss if `measure` says so, else by the score; ties broken by the other one."""
         if other is None:
             return True
         if measure == "loss":
-            return (-self.loss, self.accuracy) > (-other.loss, other.accuracy)
-        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+            return (-self.loss, self.score) > (-other.loss, other.score)
+        return (self.score, -self.loss) > (other.score, -other.loss)
+
+    def __str__(self) -> str:
+        return f"valid loss {self.loss:.4f}, {self.score_in_words()}"
+
+    def score_in_words(self) -> str:
+        return f"valid {NAMES[self.measure]} {self.score:.4f}"
 
 
 def predict(model: PreTrainedModel, split: datasets.Dataset, accelerator: Accelerator, name: str) -> torch.Tensor:
@@ -56,7 +65,16 @@ def predict(model: PreTrainedModel, split: datasets.Dataset, accelerator: Accele
     return accelerator.reduce(logits, "sum").cpu()
 
 
-def evaluate_logits(logits: torch.Tensor, split: datasets.Dataset) -> Evaluation:
-    """Cross-entropy and accuracy of logits [rows, labels] against the split's labels."""
-    labels = torch.as_tensor(row_labels(split), dtype=torch.long)
-    return Evaluation(F.cross_entropy(logits, labels).item(), (logits.argmax(-1) == labels).float().mean().item())
+def evaluate_logits(
+    logits: torch.Tensor, split: datasets.Dataset, task: Task = TASKS[SINGLE_LABEL], chosen: str = "loss"
+) -> Evaluation:
+    """The loss and a measure of logits [rows, outputs] against the split's labels.
+
+    Args:
+        chosen: the measure, or "loss" for the task's main one.
+    """
+    labels, name = row_labels(split), main_measure(task.name) if chosen == "loss" else chosen
+    targets = torch.as_tensor(labels)
+    targets = targets if targets.is_floating_point() else targets.long()
+    loss = task.label_loss(logits, targets, reduction="mean").item()
+    return Evaluation(loss, measure(name, logits.numpy(), labels), name)

@@ -23,7 +23,7 @@ def with_soft_labels(
         if soft_labels is None:
             parts.append(torch.full((len(data.splits[split]), num_labels), torch.nan))
         else:
-            parts.append(torch.from_numpy(as_logits(soft_labels, num_labels)))
+            parts.append(torch.from_numpy(as_logits(soft_labels, num_labels, data.task)))
     logits = torch.cat(parts)
     has_logits = ~logits.isnan().any(-1)
     if teacher_logits is None:

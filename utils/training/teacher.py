@@ -1,7 +1,6 @@
 """What teachers say of every row: computed once, kept beside the tokenized data of each, and put together."""
 
 import logging
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from utils.data.tables import Data
 from utils.data.teacher_rows import rows_of_teacher
 from utils.models.classifier import fingerprint
+from utils.models.output_layer import Scale, standardized_output
 from utils.system.files import atomic_file
 from utils.training.resume import hardware
 from utils.training.scoring import evaluate_logits, predict
+from utils.training.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,21 +53,22 @@ def taught_logits(
 
     Args:
         student: the tokenizer that the texts of `data` were tokenized with.
-        kd_loss, temperature: as `mean_of_teachers`.
+        kd_loss, temperature: as `mean_of_teachers` of `utils.training.tasks`.
 
     Raises:
         UserError: as `rows_of_teacher`.
     """
-    names = [teacher.name for teacher in teachers]
+    names, task = [teacher.name for teacher in teachers], task_of(data)
     logits = _answers(teachers, data, student, ["valid", *splits], accelerator)
-    mean = {split: mean_of_teachers([own[split] for own in logits], kd_loss, temperature) for split in logits[0]}
+    mean = logits[0]
+    if len(logits) > 1:
+        mean = {split: task.mean_of_teachers([own[split] for own in logits], kd_loss, temperature) for split in mean}
     scored = [("", mean)]
     if len(names) > 1:
         scored = [(f"{name}, ", own) for name, own in zip(names, logits, strict=True)]
         scored.append((f"mean of {len(names)}, ", mean))
     for name, own in scored:
-        target = evaluate_logits(own["valid"], data.splits["valid"])
-        logger.info("[Teacher] : %svalid loss %.4f, valid accuracy %.4f", name, target.loss, target.accuracy)
+        logger.info("[Teacher] : %s%s", name, evaluate_logits(own["valid"], data.splits["valid"], task))
     return torch.cat([mean[split] for split in splits])
 
 
@@ -82,24 +84,9 @@ def teacher_logits(teacher: PreTrainedModel, data: Data, split: str, accelerator
     logits = []
     for i, part in enumerate(parts):
         shown = f"teacher on {split}" + (f", part {i + 1} of {len(parts)}" if len(parts) > 1 else "")
-        logits.append(_logits_of_part(teacher, part, data.folder / f"{name}-{i}.safetensors", accelerator, shown))
+        path = data.folder / f"{name}-{i}.safetensors"
+        logits.append(_logits_of_part(teacher, part, path, accelerator, shown, data.scale))
     return torch.cat(logits)
-
-
-def mean_of_teachers(logits: list[torch.Tensor], kd_loss: str, temperature: float) -> torch.Tensor:
-    """Put the logits of several teachers, each [rows, labels], together into one such tensor.
-
-    A student's loss against the result is, but for a constant, the mean of its losses against each teacher. For `mse`
-    that is the mean of their logits, which is the geometric mean of their predictive distributions; for
-    `soft_cross_entropy` the logits of the mean of their probabilities, taken at the temperature, the arithmetic mean.
-    Both are Hinton et al.'s (2015, section 1) for an ensemble. The first weighs a teacher more the larger its logits.
-    """
-    if len(logits) == 1:
-        return logits[0]
-    if kd_loss == "mse":
-        return torch.stack(logits).mean(0)
-    log_probabilities = (torch.stack(logits) / temperature).log_softmax(-1)
-    return temperature * (log_probabilities.logsumexp(0) - math.log(len(logits)))
 
 
 def _answers(
@@ -127,7 +114,12 @@ def _answers(
 
 
 def _logits_of_part(
-    teacher: PreTrainedModel, rows: datasets.Dataset, path: Path, accelerator: Accelerator, name: str
+    teacher: PreTrainedModel,
+    rows: datasets.Dataset,
+    path: Path,
+    accelerator: Accelerator,
+    name: str,
+    scale: Scale | None,
 ) -> torch.Tensor:
     try:
         logits = load_file(path)["logits"]
@@ -136,7 +128,8 @@ def _logits_of_part(
     except (OSError, SafetensorError, KeyError):
         pass  # not there, or damaged: it is made again
     accelerator.wait_for_everyone()  # all have looked before one writes
-    logits = predict(teacher, rows, accelerator, name)
+    with standardized_output(teacher, scale):  # so that bf16 rounds no large scores
+        logits = predict(teacher, rows, accelerator, name)
     if accelerator.is_main_process and os.access(path.parent, os.W_OK):
         with atomic_file(path) as temporary:
             save_file({"logits": logits}, temporary)

@@ -1,0 +1,64 @@
+"""The last layer of a model of scores: standardized while it learns, in the data's units everywhere else."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import logits, make_batch
+
+from utils.models.classifier import load_model
+from utils.models.config import Config
+from utils.models.output_layer import output_layer, standardized_output
+
+SCALE = (np.array([1000.0, -2.0], np.float32), np.array([50.0, 0.25], np.float32))
+FAMILIES = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert"]
+
+
+def scores_model(made, family: str):
+    torch.manual_seed(0)
+    config = Config(family, 16, "regression")
+    return load_model(str(made[family] / "encoder"), "--flag", config, ["one", "two"], new_head=True, scale=SCALE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_classifier_starts_around_the_mean(made, family):
+    model = scores_model(made, family)
+    assert model.config.problem_type == "regression"
+    with torch.no_grad():
+        away = (logits(model, make_batch()) - torch.tensor(SCALE[0])) / torch.tensor(SCALE[1])
+    assert away.abs().max() < 2 and (away != 0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_stay_as_they_are_while_weights_are_standardized(made, family):
+    model, batch = scores_model(made, family), make_batch()
+    layer = output_layer(model)
+    with torch.no_grad():
+        before, weight, bias = logits(model, batch), layer.weight.clone(), layer.bias.clone()
+        with standardized_output(model, SCALE) as in_units:
+            torch.testing.assert_close(layer.weight, weight / torch.tensor(SCALE[1])[:, None])
+            torch.testing.assert_close(layer.bias, (bias - torch.tensor(SCALE[0])) / torch.tensor(SCALE[1]))
+            torch.testing.assert_close(logits(model, batch), before)
+            standardized = layer.weight.clone()
+            with in_units():
+                torch.testing.assert_close(layer.weight, weight)
+                torch.testing.assert_close(logits(model, batch), before)
+            assert torch.equal(layer.weight, standardized)  # to the bit: training goes on from them
+            torch.testing.assert_close(logits(model, batch), before)
+        torch.testing.assert_close(layer.weight, weight)
+        torch.testing.assert_close(logits(model, batch), before)
+
+
+def test_labels_are_left_alone(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with standardized_output(model, None) as in_units, in_units():
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_optimizer_goes_on_with_the_same_weights_after_saving(made):
+    """What is saved in between is no other parameter than the one that is trained."""
+    model = scores_model(made, "bert")
+    with standardized_output(model, SCALE) as in_units:
+        parameter = output_layer(model).weight
+        with in_units():
+            pass
+        assert output_layer(model).weight is parameter
