@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from utils.arguments import add_column_options, add_text_options, script_parser, text_columns
-from utils.data.texts import Columns, read_rows, split_path
+from utils.data.texts import Columns, labelled_texts, split_path
 from utils.measuring.calibration import fit_temperature
 from utils.measuring.timing import aligned_table
 from utils.predictor import Predictor, softmax
@@ -55,8 +55,8 @@ def parse_args() -> argparse.Namespace:
 
 def split_logits(model: Predictor, data_dir: str, split: str, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
     """A model's logits [rows, labels] of a split, and its label ids, int [rows]; -1 for a label that it lacks."""
-    rows = list(read_rows(split_path(Path(data_dir), split), columns))
-    texts = [parts[0] if len(parts) == 1 else (parts[0], parts[1]) for parts, _ in rows]
+    rows = labelled_texts(split_path(Path(data_dir), split), columns)
+    texts = [text for text, _ in rows]
     true = [model.labels.index(label) if label in model.labels else -1 for _, label in rows]
     return model.run(model.encode(texts), texts, 16)[0], np.array(true)
 

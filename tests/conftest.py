@@ -3,6 +3,7 @@
 import importlib
 import logging
 import random
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -135,6 +136,20 @@ def model(made, request):
     family = getattr(request, "param", "bert")
     torch.manual_seed(0)  # the classifier's weights are drawn
     return load_model(str(made[family] / "encoder"), "--flag", Config(family, 16), LABELS, new_head=True)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A BERT's model folder, and PyTorch's probabilities: a `Reference`."""
+    from reference_model import Reference  # which imports this file
+
+    return Reference(tmp_path_factory.mktemp("bert"), "bert")
+
+
+@pytest.fixture
+def copy(bert, tmp_path) -> Path:
+    """That folder again, to change or spoil."""
+    return shutil.copytree(bert.folder, tmp_path / "copy")
 
 
 def make_batch(rows: int = 6, lengths: list[int] | None = None, seed: int = 1, pad_token_id: int = 0) -> dict:

@@ -2,25 +2,13 @@
 
 import json
 import select
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from reference_model import LABELS, Reference, of_texts, random_texts
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory) -> Reference:
-    return Reference(tmp_path_factory.mktemp("bert"), "bert")
-
-
-@pytest.fixture
-def copy(bert, tmp_path) -> Path:
-    """A model folder to change."""
-    return shutil.copytree(bert.folder, tmp_path / "copy")
+from reference_model import LABELS, of_texts, random_texts
 
 
 def predict_py(*arguments: object, text: bytes = b"") -> subprocess.CompletedProcess:

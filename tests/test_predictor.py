@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,17 +20,6 @@ TEXTS += [("a film " * 20, "fine"), ("", "bad"), "A GREAT cast ! unknown", ("goo
 def reference(request, tmp_path_factory) -> Reference:
     """BERT with a graph of its own for rows without padding; DistilBERT, which has no token types, without one."""
     return Reference(tmp_path_factory.mktemp(request.param), request.param)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory) -> Reference:
-    return Reference(tmp_path_factory.mktemp("bert"), "bert")
-
-
-@pytest.fixture
-def copy(bert, tmp_path) -> Path:
-    """A model folder to spoil."""
-    return shutil.copytree(bert.folder, tmp_path / "copy")
 
 
 def expect(prediction, probabilities: list[float]) -> None:

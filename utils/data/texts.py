@@ -15,6 +15,7 @@ from utils.data.formats import (
     undecodable_line,
 )
 from utils.data.labels import Columns, cell_reader, joined, label_columns
+from utils.data.texts_to_label import as_text
 from utils.models.config import MULTI_LABEL
 from utils.predictor import Text
 from utils.system.errors import UserError
@@ -68,7 +69,7 @@ def labelled_texts(path: Path, names: Columns = NAMES) -> list[tuple[Text, str]]
         UserError: as `numbered_rows`.
     """
     rows = read_rows(path, names)
-    return [(parts[0] if len(parts) == 1 else (parts[0], parts[1]), label) for parts, label in rows]
+    return [(as_text(parts), label) for parts, label in rows]
 
 
 def numbered_rows(path: Path, names: Columns = NAMES) -> Iterator[tuple[int, TextRow]]:

@@ -1,7 +1,7 @@
 """Texts to label: a column, or two of a pair, of a CSV, TSV, JSON lines or Parquet file."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,6 +62,6 @@ def utf8_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path}, line {undecodable_line(path)}: not UTF-8 {reason}: {UTF8}") from error
 
 
-def as_text(cells: list[str]) -> Text:
+def as_text(cells: Sequence[str]) -> Text:
     """The text of a row, or its pair of texts."""
     return cells[0] if len(cells) == 1 else (cells[0], cells[1])
