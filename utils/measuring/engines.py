@@ -153,20 +153,30 @@ def cascade_engine(folder: str | Path, num_threads: int, labels: list[str]) -> E
     From the `texts` of a batch, not its token ids, as stages may have tokenizers of their own.
 
     Raises:
-        UserError: the folder is damaged, or has other labels than `labels`.
+        UserError: as `open_predictor`.
     """
-    predictor = Predictor(folder, num_threads)
-    if predictor.labels != labels:
-        raise UserError(
-            f"{folder} has the labels {', '.join(predictor.labels)} but the data set {', '.join(labels)}: "
-            "use the data set that its models were trained on"
-        )
+    predictor = open_predictor(folder, num_threads, labels)
 
     def run(batch: dict) -> np.ndarray:
         texts = batch["texts"]
         return predictor_logits(predictor, predictor.encode(texts), texts, len(texts))
 
     return run
+
+
+def open_predictor(folder: str | Path, num_threads: int, labels: list[str]) -> Predictor:
+    """Open a folder that quantize.py or cascade.py wrote, for a data set with `labels`, in the order of their ids.
+
+    Raises:
+        UserError: the folder is damaged, or has other labels.
+    """
+    predictor = Predictor(folder, num_threads)
+    if predictor.labels != labels:
+        raise UserError(
+            f"{folder} has the labels {', '.join(predictor.labels)} but the data set {', '.join(labels)}: "
+            "use the data set that it was trained on"
+        )
+    return predictor
 
 
 def predictor_logits(predictor: Predictor, rows: list[TokenRow], texts: list[Text], batch_size: int) -> np.ndarray:

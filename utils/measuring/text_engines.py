@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from utils.measuring.engines import Engine, onnx_engine, predictor_logits
-from utils.predictor import Predictor, Text, TokenRow, prepare_tokenizer, tokenize
-from utils.system.errors import UserError
+from utils.measuring.engines import Engine, onnx_engine, open_predictor, predictor_logits
+from utils.predictor import Text, TokenRow, prepare_tokenizer, tokenize
 
 
 class TextEngine(NamedTuple):
@@ -78,12 +77,7 @@ def onnx_text_engine(path: str | Path, num_threads: int, labels: list[str], toke
     if not Path(path).is_dir():
         run = onnx_engine(path, num_threads, len(labels))
         return text_engine(run, Tokenizer.from_str(tokenizer), n_ctx, 0, is_padded=False)
-    predictor = Predictor(path, num_threads)
-    if predictor.labels != labels:
-        raise UserError(
-            f"{path} has the labels {', '.join(predictor.labels)} but the data set {', '.join(labels)}: use the data "
-            "set that it was trained on"
-        )
+    predictor = open_predictor(path, num_threads, labels)
     return TextEngine(
         lambda text: (predictor.encode([text]), [text]),
         lambda inputs: predictor_logits(predictor, inputs[0], inputs[1], 1),
