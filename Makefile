@@ -4,6 +4,8 @@
 #                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too;
 #                    texts in data/NAME/unlabelled.txt, .csv, ... are learned from as well;
 #                    TEACHER=all-mpnet-base-v2 for a larger teacher: an encoder of embeddings/, of any family;
+#                    CONFIG=configs/config-bert-multi-label.json or -regression.json for another task, where a larger
+#                    teacher needs TEACHER_CONFIG=..., the file of its family with the same "task";
 #                    TEACHER_OPTIONS="...", STUDENT_OPTIONS="..." and EPOCHS_student=... in the place of those below
 # make test          the test suite
 # make test-slow     the tests that need the default encoder
@@ -43,6 +45,12 @@ endif
 ENCODER = embeddings/all-MiniLM-L6-v2
 CONFIG = configs/config-bert-cls.json
 COMMON = --config=$(CONFIG) --data_dir=$(DATA)
+# Several labels a text: chosen by what needs no thresholds, which are then tuned for each model.
+TASK := $(shell sed -n 's/.*"task": *"\([^"]*\)".*/\1/p' $(CONFIG))
+ifeq ($(TASK),multi_label)
+MEASURE = --measure=mean_average_precision
+TUNE = --tune_thresholds
+endif
 DISTILL = fastformers.py $(COMMON) \
 	--teacher_bert_model_name_or_path=$(RUN)/teacher --teacher_model_path=$(RUN)/teacher.pt
 # What pruning leaves of the student, in two sizes, and for how many epochs each is distilled once more. Where there are
@@ -116,7 +124,8 @@ data/movie-reviews-1000/unlabelled.txt: | $(VENV)/installed
 data/movie-reviews-1000/train.txt: | data/movie-reviews-1000/unlabelled.txt ;
 
 $(DATA)/augmented.txt: $(TRAIN) $(ENCODER)/model.safetensors
-	$(PYTHON) augment_data.py --data_dir=$(DATA) --bert_model_name_or_path=$(ENCODER) --n_iter=$(AUGMENT) $(COLUMNS)
+	$(PYTHON) augment_data.py --data_dir=$(DATA) --bert_model_name_or_path=$(ENCODER) --n_iter=$(AUGMENT) \
+		$(if $(TASK),--config=$(CONFIG)) $(COLUMNS)
 
 $(DATA)/tokenized/meta.json: $(TRAIN) $(AUGMENTED) $(UNLABELLED) $(ENCODER)/model.safetensors
 	$(PYTHON) preprocess.py $(COMMON) --bert_model_name_or_path=$(ENCODER) $(COLUMNS)
@@ -128,6 +137,11 @@ $(DATA)/tokenized/meta.json: $(TRAIN) $(AUGMENTED) $(UNLABELLED) $(ENCODER)/mode
 ifdef TEACHER
 LARGE = embeddings/$(TEACHER)
 TEACHER_CONFIG = configs/config-$(shell sed -n 's/.*"model_type": *"\([^"]*\)".*/\1/p' $(LARGE)/config.json)-cls.json
+ifneq ($(filter-out single_label,$(TASK)),)
+ifneq ($(origin TEACHER_CONFIG),command line)
+$(error CONFIG=$(CONFIG): its task is $(TASK): give TEACHER_CONFIG, the file of the family of $(TEACHER) with that task)
+endif
+endif
 TEACHER_COMMON = --config=$(TEACHER_CONFIG) --data_dir=$(RUN)/teacher-data
 TEACHER_DATA = --teacher_data_dir=$(RUN)/teacher-data
 LAYERS_OF = assistant
@@ -142,7 +156,7 @@ $(RUN)/teacher-data/tokenized/meta.json: $(DATA)/tokenized/meta.json $(LARGE)/co
 
 $(RUN)/teacher.done: $(RUN)/teacher-data/tokenized/meta.json
 	$(PYTHON) train.py $(TEACHER_COMMON) --bert_model_name_or_path=$(LARGE) \
-		--bert_output_dir=$(RUN)/teacher --save_path=$(RUN)/teacher.pt $(TEACHER_OPTIONS)
+		--bert_output_dir=$(RUN)/teacher --save_path=$(RUN)/teacher.pt $(MEASURE) $(TEACHER_OPTIONS)
 	@touch $@
 
 # The teacher with three fifths of its multiplications, and not trained again.
@@ -154,7 +168,7 @@ $(RUN)/pruned-teacher.done: $(RUN)/teacher.done
 $(RUN)/assistant.done: $(RUN)/teacher.done
 	$(PYTHON) $(DISTILL) $(TEACHER_DATA) --bert_model_name_or_path=$(ENCODER) \
 		--bert_output_dir=$(RUN)/assistant --save_path=$(RUN)/assistant.pt --epoch=$(EPOCHS_student) \
-		$(STUDENT_OPTIONS) $(UNLABELLED_ROWS)
+		$(MEASURE) $(STUDENT_OPTIONS) $(UNLABELLED_ROWS)
 	@touch $@
 
 $(RUN)/int8-teacher.done $(RUN)/int8-pruned-teacher.done: private COMMON = $(TEACHER_COMMON)
@@ -163,7 +177,7 @@ LAYERS_OF = teacher
 
 $(RUN)/teacher.done: $(DATA)/tokenized/meta.json
 	$(PYTHON) train.py $(COMMON) --bert_model_name_or_path=$(ENCODER) \
-		--bert_output_dir=$(RUN)/teacher --save_path=$(RUN)/teacher.pt $(TEACHER_OPTIONS)
+		--bert_output_dir=$(RUN)/teacher --save_path=$(RUN)/teacher.pt $(MEASURE) $(TEACHER_OPTIONS)
 	@touch $@
 endif
 
@@ -176,8 +190,8 @@ $(RUN)/student-start.done: $(RUN)/$(LAYERS_OF).done
 
 $(RUN)/student.done: $(RUN)/student-start.done
 	$(PYTHON) $(DISTILL) $(TEACHER_DATA) --bert_model_name_or_path=$(RUN)/student-start \
-		--bert_output_dir=$(RUN)/student --save_path=$(RUN)/student.pt --epoch=$(EPOCHS_student) $(STUDENT_OPTIONS) \
-		$(UNLABELLED_ROWS)
+		--bert_output_dir=$(RUN)/student --save_path=$(RUN)/student.pt --epoch=$(EPOCHS_student) \
+		$(MEASURE) $(STUDENT_OPTIONS) $(UNLABELLED_ROWS)
 	@touch $@
 
 # The student cut to one of the shapes above, and distilled once more.
@@ -188,13 +202,13 @@ $(RUN)/cut-%.done: $(RUN)/student.done
 
 $(RUN)/pruned-%.done: $(RUN)/cut-%.done
 	$(PYTHON) $(DISTILL) $(TEACHER_DATA) --bert_model_name_or_path=$(RUN)/cut-$* \
-		--bert_output_dir=$(RUN)/pruned-$* --save_path=$(RUN)/pruned-$*.pt --epoch=$(EPOCHS_$*) $(STUDENT_OPTIONS) \
-		$(AUGMENTED_ROWS) $(UNLABELLED_ROWS)
+		--bert_output_dir=$(RUN)/pruned-$* --save_path=$(RUN)/pruned-$*.pt --epoch=$(EPOCHS_$*) \
+		$(MEASURE) $(STUDENT_OPTIONS) $(AUGMENTED_ROWS) $(UNLABELLED_ROWS)
 	@touch $@
 
 $(RUN)/int8-%.done: $(RUN)/%.done
 	$(PYTHON) quantize.py $(COMMON) --bert_output_dir=$(RUN)/$* --model_path=$(RUN)/$*.pt \
-		--output_dir=$(RUN)/models/$*
+		--output_dir=$(RUN)/models/$* $(TUNE)
 	@touch $@
 
 # The smallest model, which asks larger ones where it is not sure. Served by processes of one thread, so measured so.
@@ -222,12 +236,17 @@ LADDER_MODELS = $(STUDENTS)
 BASELINE = --rung "BERT-base, random, padded" bert_base -
 endif
 
-$(RUN)/ladder.done: $(LADDER_MODELS:%=$(RUN)/int8-%.done) $(RUN)/cascade.done
-	$(PYTHON) report.py $(COMMON) $(COLUMNS) --output_dir=$(RUN)/ladder \
+# A score does not say how sure it is.
+ifneq ($(TASK),regression)
+CASCADE = $(RUN)/cascade.done
+CASCADE_RUNG = --rung "cascade, which asks larger models" onnx_instances $(RUN)/models/cascade
+endif
+
+$(RUN)/ladder.done: $(LADDER_MODELS:%=$(RUN)/int8-%.done) $(CASCADE)
+	$(PYTHON) report.py $(COMMON) $(COLUMNS) --output_dir=$(RUN)/ladder $(TUNE) \
 		$(RUNGS) \
 		--rung "+ an instance a core" onnx_instances $(RUN)/models/student \
 		--rung "+ pruning, half of each layer" onnx_instances $(RUN)/models/pruned-medium \
-		--rung "+ pruning, 2 small layers" onnx_instances $(RUN)/models/pruned-small \
-		--rung "cascade, which asks larger models" onnx_instances $(RUN)/models/cascade \
+		--rung "+ pruning, 2 small layers" onnx_instances $(RUN)/models/pruned-small $(CASCADE_RUNG) \
 		--rung "TF-IDF, logistic regression" linear - $(BASELINE) > $(RUN)/ladder.txt
 	@touch $@

@@ -1,5 +1,6 @@
 """The Makefile: what it refuses, before anything is installed or fetched."""
 
+import json
 import shlex
 import subprocess
 import sys
@@ -118,3 +119,32 @@ def test_a_larger_teacher_of_another_family(tmp_path):
     (link,) = [line for line in done.stdout.splitlines() if line.startswith("ln -sf")]
     names = {part.rsplit("/", 1)[1] for part in link.split() if part.startswith(str(tmp_path))}
     assert names == {"train.csv", "valid.csv", "test.csv", "unlabelled.txt"}
+
+
+def test_the_task_of_the_config(tmp_path):
+    """Thresholds are tuned for several labels, and a score is not asked on."""
+    (tmp_path / "data/tickets").mkdir(parents=True)
+    (tmp_path / "data/tickets/train.csv").touch()
+    for task, count in (("multi_label", 1), ("regression", 0)):
+        config = f"{task}.json"
+        (tmp_path / config).write_text(json.dumps({"task": task}, indent=2))
+        done = make(tmp_path, "-n", "ladder", "DATA=data/tickets", f"CONFIG={config}", "AUGMENT=2")
+        chosen = [*commands(done, "train.py"), *commands(done, "fastformers.py")]
+        assert len(chosen) == 4 and all(("--measure=mean_average_precision" in line) == count for line in chosen)
+        tuned = [*commands(done, "quantize.py"), *commands(done, "report.py")]
+        assert len(tuned) == 4 + count and all(("--tune_thresholds" in line) == count for line in tuned)
+        assert [f"--config={config}" in line for line in commands(done, "augment_data.py")] == [True]
+        (report,) = commands(done, "report.py")
+        assert len(commands(done, "cascade.py")) == count == report.count("runs/tickets/models/cascade")
+        done = make(tmp_path, "-n", "ladder", "DATA=data/tickets", f"CONFIG={config}", "TEACHER=large")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"CONFIG={config}: its task is {task}: give TEACHER_CONFIG" in done.stderr
+
+
+def test_no_option_of_another_task(tmp_path):
+    (tmp_path / "data/tickets").mkdir(parents=True)
+    (tmp_path / "data/tickets/train.csv").touch()
+    done = make(tmp_path, "-n", "ladder", "DATA=data/tickets", "AUGMENT=2")
+    assert len(commands(done, "cascade.py")) == 1
+    assert "--measure" not in done.stdout and "--tune_thresholds" not in done.stdout
+    assert ["--config" in line for line in commands(done, "augment_data.py")] == [False]
