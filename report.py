@@ -149,7 +149,8 @@ def main() -> None:
         raise UserError("--rung: the first rung must be a checkpoint folder: its tokenizer is that of ONNX files")
     tokenizer = load_tokenizer(paths[0], "--rung")
     labels = list(read_labels(data_dir, columns)[0])
-    rows = {split: labelled_texts(split_path(data_dir, split), columns) for split in SPLITS}
+    splits = SPLITS if args.tune_thresholds else [split for split in SPLITS if split != "valid"]
+    rows = {split: labelled_texts(split_path(data_dir, split), columns) for split in splits}
     texts = {split: [text for text, _ in own] for split, own in rows.items()}
     targets = {
         split: np.array(encoded_labels([label for _, label in own], labels, columns, has_empty=False))

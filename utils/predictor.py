@@ -130,11 +130,6 @@ class Predictor:
         first, *others = self.answered
         return sum(others) / max(1, first + sum(others))
 
-    @property
-    def shares_tokens(self) -> bool:
-        """Whether all stages read the same tokens of a text."""
-        return len({stage.tokenization for stage in self._stages}) == 1
-
     def predict(self, text: str, text_pair: str | None = None) -> Prediction:
         """Label one text, or one pair of texts; what is longer than the model's n_ctx is truncated.
 
