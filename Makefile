@@ -159,12 +159,6 @@ $(RUN)/teacher.done: $(RUN)/teacher-data/tokenized/meta.json
 		--bert_output_dir=$(RUN)/teacher --save_path=$(RUN)/teacher.pt $(MEASURE) $(TEACHER_OPTIONS)
 	@touch $@
 
-# The teacher with three fifths of its multiplications, and not trained again.
-$(RUN)/pruned-teacher.done: $(RUN)/teacher.done
-	$(PYTHON) prune.py $(TEACHER_COMMON) --bert_output_dir=$(RUN)/teacher --model_path=$(RUN)/teacher.pt \
-		--target_macs=0.6 --bert_output_dir_pruned=$(RUN)/pruned-teacher --save_path_pruned=$(RUN)/pruned-teacher.pt
-	@touch $@
-
 $(RUN)/assistant.done: $(RUN)/teacher.done
 	$(PYTHON) $(DISTILL) $(TEACHER_DATA) --bert_model_name_or_path=$(ENCODER) \
 		--bert_output_dir=$(RUN)/assistant --save_path=$(RUN)/assistant.pt --epoch=$(EPOCHS_student) \
@@ -174,12 +168,19 @@ $(RUN)/assistant.done: $(RUN)/teacher.done
 $(RUN)/int8-teacher.done $(RUN)/int8-pruned-teacher.done: private COMMON = $(TEACHER_COMMON)
 else
 LAYERS_OF = teacher
+TEACHER_COMMON = $(COMMON)
 
 $(RUN)/teacher.done: $(DATA)/tokenized/meta.json
 	$(PYTHON) train.py $(COMMON) --bert_model_name_or_path=$(ENCODER) \
 		--bert_output_dir=$(RUN)/teacher --save_path=$(RUN)/teacher.pt $(MEASURE) $(TEACHER_OPTIONS)
 	@touch $@
 endif
+
+# The teacher with three fifths of its multiplications, and not trained again.
+$(RUN)/pruned-teacher.done: $(RUN)/teacher.done
+	$(PYTHON) prune.py $(TEACHER_COMMON) --bert_output_dir=$(RUN)/teacher --model_path=$(RUN)/teacher.pt \
+		--target_macs=0.6 --bert_output_dir_pruned=$(RUN)/pruned-teacher --save_path_pruned=$(RUN)/pruned-teacher.pt
+	@touch $@
 
 # Half of 6 layers, as a student to start from.
 $(RUN)/student-start.done: $(RUN)/$(LAYERS_OF).done
@@ -212,10 +213,10 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 	@touch $@
 
 # The smallest model, which asks larger ones where it is not sure. Served by processes of one thread, so measured so.
-$(RUN)/cascade.done: $(RUN)/int8-pruned-small.done $(RUN)/int8-student.done $(RUN)/int8-teacher.done
+$(RUN)/cascade.done: $(RUN)/int8-pruned-small.done $(RUN)/int8-student.done $(RUN)/int8-pruned-teacher.done
 	$(PYTHON) cascade.py --data_dir=$(DATA) $(COLUMNS) \
-		$(RUN)/models/pruned-small $(RUN)/models/student $(RUN)/models/teacher \
-		--max_accuracy_drop=0.01 --output_dir=$(RUN)/models/cascade --num_threads=1
+		$(RUN)/models/pruned-small $(RUN)/models/student $(RUN)/models/pruned-teacher \
+		--max_accuracy_drop=0.005 --output_dir=$(RUN)/models/cascade --num_threads=1
 	@touch $@
 
 STUDENTS = student pruned-medium pruned-small
@@ -226,7 +227,7 @@ RUNGS = --rung "teacher, padded to n_ctx" pytorch_fixed $(RUN)/teacher \
 		--rung "+ pruning without training" onnx $(RUN)/models/pruned-teacher \
 		--rung "+ distillation, 6 small layers" onnx $(RUN)/models/assistant \
 		--rung "+ distillation, 3 layers" onnx $(RUN)/models/student
-LADDER_MODELS = pruned-teacher assistant $(STUDENTS)
+LADDER_MODELS = teacher pruned-teacher assistant $(STUDENTS)
 else
 RUNGS = --rung "teacher, padded to n_ctx" pytorch_fixed $(RUN)/teacher \
 		--rung "+ dynamic length" pytorch $(RUN)/teacher \

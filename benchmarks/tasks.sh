@@ -90,15 +90,15 @@ recipe() { # NAME CONFIG SOURCE COLUMNS TEACHER_OPTIONS STUDENT_OPTIONS TUNE: ev
 
 goemotions() {
     recipe goemotions configs/config-bert-multi-label.json "$GOEMOTIONS" "--label_column=labels" \
-        "--lr=1e-4 --epoch=4 --batch_size=32 --measure=mean_average_precision" \
-        "$STUDENT_OPTIONS --kd_loss=mse --epoch=6 --batch_size=64 --measure=mean_average_precision" \
+        "--lr=1e-4 --epoch=3 --batch_size=32 --measure=mean_average_precision" \
+        "$STUDENT_OPTIONS --kd_loss=mse --epoch=4 --batch_size=64 --measure=mean_average_precision" \
         --tune_thresholds
 }
 
 stsb() {
     recipe stsb configs/config-bert-regression.json "$STSB" "--text_column=sentence_a,sentence_b --label_column=score" \
         "--lr=1e-4 --epoch=6 --batch_size=32" \
-        "$STUDENT_OPTIONS --epoch=12 --batch_size=32" ""
+        "$STUDENT_OPTIONS --epoch=8 --batch_size=32" ""
 }
 
 targets() { # what each model is held to, and what it reached
