@@ -45,8 +45,8 @@ from utils.arguments import (
     script_parser,
     training_settings,
 )
-from utils.data.tables import Data, check_same_rows, load_data, with_rows_of
-from utils.data.teacher_rows import check_rows_of_teacher, reads_same_tokens, teacher_folder
+from utils.data.tables import Data, load_data, with_rows_of
+from utils.data.teacher_rows import rows_to_read, teacher_folder
 from utils.models.checkpoint import config_of_checkpoint, label_columns, labels_of, load_hub_config, load_tokenizer
 from utils.models.classifier import fingerprint, freeze_embeddings, load_model, save_checkpoint, set_dropout
 from utils.models.config import Config, load_config
@@ -249,7 +249,7 @@ def load_teachers(
         else:
             config = config_of_checkpoint(name, TEACHER_FLAG, n_ctx, data.task, allow_hub_name=True)
         own_tokenizer = load_tokenizer(name, TEACHER_FLAG, allow_hub_name=True)
-        rows = rows_to_read(data, tokenizer, own_tokenizer, config.n_ctx, options["data_dir"], splits)
+        rows = rows_to_read(data, tokenizer, own_tokenizer, config.n_ctx, splits, options["data_dir"])
         compares_tokens = args.state_loss_ratio or args.att_loss_ratio or args.relation_loss_ratio
         if compares_tokens and not teachers and rows is not data:
             raise UserError(
@@ -266,30 +266,6 @@ def load_teachers(
         columns = label_columns(hub_config, data.labels, options["labels"], name, TEACHER_FLAG, "--teacher_labels")
         teachers.append(Teacher(name, model, own_tokenizer, config.n_ctx, columns, rows))
     return teachers
-
-
-def rows_to_read(
-    data: Data,
-    tokenizer: PreTrainedTokenizerFast,
-    own_tokenizer: PreTrainedTokenizerFast,
-    n_ctx: int,
-    data_dir: str | None,
-    splits: list[str],
-) -> Data | None:
-    """The rows that a teacher reads: the student's or those of a folder; None where they are to be tokenized for it.
-
-    Raises:
-        UserError: the folder does not hold the same rows, or they cannot be tokenized.
-    """
-    if data_dir:
-        rows = load_data(data_dir, own_tokenizer, n_ctx, task=data.task)
-        # Of unlabelled rows those are left out that are in test.
-        check_same_rows(data, rows, splits + ["test"] * ("unlabelled" in splits))
-        return rows
-    if reads_same_tokens(data, tokenizer, own_tokenizer, n_ctx, splits):
-        return data
-    check_rows_of_teacher(data, tokenizer, own_tokenizer, n_ctx)
-    return None
 
 
 def load_student(args: argparse.Namespace, config: Config, data: Data) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from utils.data.formats import missing_file
 from utils.data.preprocessing import tokenize_data
-from utils.data.tables import TOKENIZED, Data, columns_of, lengths, load_data
+from utils.data.tables import TOKENIZED, Data, check_same_rows, columns_of, lengths, load_data
 from utils.data.texts import split_path
 from utils.models.checkpoint import tokenizer_fingerprint
 from utils.system.bars import progress_bar
@@ -20,7 +20,36 @@ from utils.system.files import check_output_folder
 logger = logging.getLogger(__name__)
 
 
-def reads_same_tokens(
+def rows_to_read(
+    data: Data,
+    student: PreTrainedTokenizerFast,
+    teacher: PreTrainedTokenizerFast,
+    n_ctx: int,
+    splits: list[str],
+    data_dir: str | None = None,
+) -> Data | None:
+    """The rows that a teacher reads: the student's or those of a folder; None where `rows_of_teacher` is to make them.
+
+    Args:
+        n_ctx: longest row in the teacher's tokens.
+        splits: those that it is asked for.
+        data_dir: that folder, which preprocess.py tokenized for it.
+
+    Raises:
+        UserError: the folder does not hold the same rows, or as `check_rows_of_teacher`.
+    """
+    if data_dir:
+        rows = load_data(data_dir, teacher, n_ctx, task=data.task)
+        # Of unlabelled rows those are left out that are in test.
+        check_same_rows(data, rows, splits + ["test"] * ("unlabelled" in splits))
+        return rows
+    if _reads_same_tokens(data, student, teacher, n_ctx, splits):
+        return data
+    check_rows_of_teacher(data, student, teacher, n_ctx)
+    return None
+
+
+def _reads_same_tokens(
     data: Data, student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast, n_ctx: int, splits: list[str]
 ) -> bool:
     """Whether a teacher can read the student's rows of these splits: their tokens are its own, `n_ctx` at most."""
