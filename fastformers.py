@@ -284,7 +284,7 @@ def load_student(args: argparse.Namespace, config: Config, data: Data) -> PreTra
         attention=attention,
         new_head=True,
         allow_hub_name=True,
-        scale=data.scale,
+        start=data.start,
     )
     if args.dropout is not None:
         set_dropout(student, args.dropout)

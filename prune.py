@@ -215,7 +215,7 @@ def main() -> None:
         data.labels,
         args.model_path,
         new_head=new_head,
-        scale=data.scale,
+        start=data.start,
     )
     layers = layers_to_keep(len(layer_uses(model)), args.keep_layers, args.target_num_layers)
     check_sizes(model, layers, args.target_num_heads, args.target_ffn_dim, args.target_hidden_size)

@@ -70,7 +70,7 @@ def main() -> None:
         data.labels,
         new_head=True,
         allow_hub_name=True,
-        scale=data.scale,
+        start=data.start,
     )
     if args.freeze_embeddings:
         freeze_embeddings(model)

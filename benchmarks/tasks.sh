@@ -90,8 +90,8 @@ recipe() { # NAME CONFIG SOURCE COLUMNS TEACHER_OPTIONS STUDENT_OPTIONS TUNE: ev
 
 goemotions() {
     recipe goemotions configs/config-bert-multi-label.json "$GOEMOTIONS" "--label_column=labels" \
-        "--lr=1e-4 --epoch=3 --batch_size=32 --measure=mean_average_precision" \
-        "$STUDENT_OPTIONS --kd_loss=mse --epoch=4 --batch_size=64 --measure=mean_average_precision" \
+        "--lr=2e-4 --epoch=3 --batch_size=32 --measure=mean_average_precision" \
+        "$STUDENT_OPTIONS --kd_loss=mse --epoch=3 --batch_size=64 --measure=mean_average_precision" \
         --tune_thresholds
 }
 

@@ -50,6 +50,9 @@ def test_every_form_of_several_labels_gives_the_same_table(project, suffix, form
     assert code == 0 and "of 4 rows of train 1 have several, 2 one and 1 none" in stderr
     assert (steps.data / "label.txt").read_text() == "a\nb\nc\n"
     expected = np.array([[0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 0, 1]], np.float32)
+    data = load_data(steps.data, make_tokenizer(), 16, task=MULTI)
+    assert data.scale is None and data.start[0] == pytest.approx(np.log([2 / 4, 2 / 4, 3 / 3]))
+    assert np.array_equal(data.start[1], [1, 1, 1])
     assert np.array_equal(row_labels(table_of(steps, MULTI)), expected)
     labels = collate(table_of(steps, MULTI), np.array([2, 1]), 0)["labels"]
     assert labels.dtype == np.float32 and np.array_equal(labels, expected[[2, 1]])
@@ -70,7 +73,9 @@ def test_every_form_of_scores_gives_the_same_table(project, suffix):
     code, stderr = steps.preprocess()
     assert code == 0 and "from -1 to 3, mean 1.12525" in stderr
     assert np.allclose(row_labels(table_of(steps, SCORES))[:, 0], scores)
-    mean, deviation = load_data(steps.data, make_tokenizer(), 16, task=SCORES).scale
+    data = load_data(steps.data, make_tokenizer(), 16, task=SCORES)
+    mean, deviation = data.scale
+    assert data.start is data.scale
     assert mean == pytest.approx([np.mean(scores)]) and deviation == pytest.approx([np.std(scores)])
 
 

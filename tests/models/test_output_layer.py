@@ -16,7 +16,7 @@ FAMILIES = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert"]
 def scores_model(made, family: str):
     torch.manual_seed(0)
     config = Config(family, 16, "regression")
-    return load_model(str(made[family] / "encoder"), "--flag", config, ["one", "two"], new_head=True, scale=SCALE)
+    return load_model(str(made[family] / "encoder"), "--flag", config, ["one", "two"], new_head=True, start=SCALE)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -26,6 +26,20 @@ def test_a_new_classifier_starts_around_the_mean(made, family):
     with torch.no_grad():
         away = (logits(model, make_batch()) - torch.tensor(SCALE[0])) / torch.tensor(SCALE[1])
     assert away.abs().max() < 2 and (away != 0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_classifier_of_several_labels_starts_at_their_frequencies(made, family, tmp_path):
+    torch.manual_seed(0)
+    log_odds = np.array([-4.0, 0.5], np.float32)
+    config, start = Config(family, 16, "multi_label"), (log_odds, np.ones(2, np.float32))
+    model = load_model(str(made[family] / "encoder"), "--flag", config, ["one", "two"], new_head=True, start=start)
+    with torch.no_grad():
+        away = logits(model, make_batch()) - torch.tensor(log_odds)
+    assert away.abs().max() < 2 and (away != 0).all()
+    model.save_pretrained(tmp_path)
+    again = load_model(str(tmp_path), "--flag", config, ["one", "two"], new_head=True, start=start)
+    torch.testing.assert_close(output_layer(again).bias, output_layer(model).bias)  # it has a classifier
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from utils.data.labels import NO_LABEL, Columns
 from utils.data.texts import AUGMENTED, NAMES, SPLITS, UNLABELLED, split_path
 from utils.models.checkpoint import tokenizer_fingerprint
-from utils.models.config import REGRESSION, SINGLE_LABEL
+from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from utils.system.errors import UserError
 from utils.system.files import file_hash
 
@@ -41,6 +41,9 @@ class Data:
     task: str = SINGLE_LABEL
     # Of scores: their mean and their standard deviation in train, each float32 [scores].
     scale: tuple[np.ndarray, np.ndarray] | None = None
+    # What a last layer that is new gives at first, as mean and deviation, each float32 [outputs]: of scores `scale`, of
+    # any number of labels the log odds of each in train, which training would need an epoch to find; None elsewhere.
+    start: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def load_data(
@@ -96,8 +99,10 @@ def load_data(
         if source == name and path.exists() and file_hash(path) != soft_hash:
             raise UserError(f"{path} has changed since it was tokenized: {again}")
     fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    scale = _mean_and_deviation(row_labels(splits["train"])) if task == REGRESSION else None
-    return Data(labels, splits, folder, fingerprint, hashes, meta.get("texts_a_row"), soft_labels, task, scale)
+    train_labels = row_labels(splits["train"])
+    scale = _mean_and_deviation(train_labels) if task == REGRESSION else None
+    start = _log_odds(train_labels) if task == MULTI_LABEL else scale
+    return Data(labels, splits, folder, fingerprint, hashes, meta.get("texts_a_row"), soft_labels, task, scale, start)
 
 
 def columns_of(data: Data) -> Columns:
@@ -167,6 +172,14 @@ def hide_labels(labels: np.ndarray, is_hidden: np.ndarray) -> np.ndarray:
 def _mean_and_deviation(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     exact = labels.astype(np.float64)
     return exact.mean(0).astype(np.float32), exact.std(0).astype(np.float32)
+
+
+def _log_odds(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each label's share of the rows that have labels, and a deviation of 1."""
+    has_labels = ~np.isnan(labels[:, 0])
+    count, total = labels[has_labels].sum(0, dtype=np.float64), has_labels.sum()
+    odds = (count + 1) / (total - count + 1)  # as if two more rows had and had not the label: no odds of 0
+    return np.log(odds).astype(np.float32), np.ones(len(odds), dtype=np.float32)
 
 
 def collate(

@@ -57,7 +57,7 @@ def load_model(
     attention: str | None = None,
     new_head: bool = False,
     allow_hub_name: bool = False,
-    scale: Scale | None = None,
+    start: Scale | None = None,
 ) -> PreTrainedModel:
     """Load a classification model in evaluation mode, pruned or not.
 
@@ -69,7 +69,7 @@ def load_model(
         new_head: start a classifier for `labels` afresh where the checkpoint has none or one for other labels or
             another task.
         allow_hub_name: let `name_or_path` be a name on the Hugging Face hub.
-        scale: mean and standard deviation of the scores, each [scores], that a classifier started afresh gives.
+        start: mean and deviation of the outputs, each [outputs], that a classifier started afresh gives.
 
     Raises:
         UserError: the checkpoint is missing, damaged, of another family than `config`'s, or its labels or its task
@@ -107,8 +107,8 @@ def load_model(
     _check_weights(model, loading, new_head, named)
     if in_table(hub_config) and not same_head and not loading["missing_keys"]:
         _restart_classifier(model)
-    if scale is not None and (not same_head or loading["missing_keys"] or loading["mismatched_keys"]):
-        scale_output(model, scale)
+    if start is not None and (not same_head or loading["missing_keys"] or loading["mismatched_keys"]):
+        scale_output(model, start)
     if state_path is not None:
         load_state(model, state_path)
     model.eval()

@@ -32,8 +32,8 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
     layers = [part for part in layers if part.out_features == model.config.num_labels and part.bias is not None]
     if not layers:
         raise UserError(
-            f"models of the family {model.config.model_type!r} have no last layer with a bias, as the task regression "
-            "needs: use an encoder of another family"
+            f"models of the family {model.config.model_type!r} have no last layer with a bias, as the tasks "
+            "multi_label and regression need: use an encoder of another family"
         )
     return layers[-1]
 
