@@ -11,8 +11,8 @@ mean of 20 or more people's ratings from -4 to 4. Those rated within 0.5 of 0 ar
 again, but for case, punctuation, whitespace and accents. Which split a sentence is in depends on its text alone:
 everyone gets the same files. --num_rows takes 8 of 10 labels from train.txt and 1 of 10 from valid.txt; test.txt is the
 whole one, and unlabelled.txt has the texts of the other rows of train.txt. --other_domains writes the archive's tweets,
-product reviews and editorials into unlabelled.txt; whether they help was not measured. movie-ratings have the mean
-ratings in the place of labels, those within 0.5 of 0 too.
+product reviews and editorials into unlabelled.txt, to try what texts of other kinds are worth: on film reviews, nothing
+(docs/options.md). movie-ratings have the mean ratings in the place of labels, those within 0.5 of 0 too.
 
 sst2 is GLUE's, whose test labels are not public: test.txt is the original SST-2 test set, from SetFit/sst2.
 HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as usual.
