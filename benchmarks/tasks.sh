@@ -2,7 +2,7 @@
 # Several labels a text and scores, through the whole recipe: GoEmotions (28 labels) and STS-B (pairs, 0 to 5). For each
 # a teacher, a 3-layer student, int8 folders and the ladder; at the end the targets that they are held to.
 #
-#     benchmarks/tasks.sh                   # both: five hours on 2 cores with bf16, most of them for GoEmotions
+#     benchmarks/tasks.sh                   # both: two hours on 2 cores, most of them for GoEmotions
 #     benchmarks/tasks.sh goemotions        # one of them
 #     benchmarks/tasks.sh targets           # what results/goemotions and results/stsb hold
 #     ROWS=300 benchmarks/tasks.sh          # a try on 300 rows of each split: runs/tasks-300, results/tasks-300
@@ -91,7 +91,7 @@ recipe() { # NAME CONFIG SOURCE COLUMNS TEACHER_OPTIONS STUDENT_OPTIONS TUNE: ev
 goemotions() {
     recipe goemotions configs/config-bert-multi-label.json "$GOEMOTIONS" "--label_column=labels" \
         "--lr=2e-4 --epoch=3 --batch_size=32 --measure=mean_average_precision" \
-        "$STUDENT_OPTIONS --kd_loss=mse --epoch=3 --batch_size=64 --measure=mean_average_precision" \
+        "$STUDENT_OPTIONS --kd_loss=mse --epoch=2 --batch_size=64 --measure=mean_average_precision" \
         --tune_thresholds
 }
 
