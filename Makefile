@@ -216,7 +216,7 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 $(RUN)/cascade.done: $(RUN)/int8-pruned-small.done $(RUN)/int8-student.done $(RUN)/int8-pruned-teacher.done
 	$(PYTHON) cascade.py --data_dir=$(DATA) $(COLUMNS) \
 		$(RUN)/models/pruned-small $(RUN)/models/student $(RUN)/models/pruned-teacher \
-		--max_accuracy_drop=0.005 --output_dir=$(RUN)/models/cascade --num_threads=1
+		--max_accuracy_drop=0.01 --output_dir=$(RUN)/models/cascade --num_threads=1
 	@touch $@
 
 STUDENTS = student pruned-medium pruned-small
