@@ -41,9 +41,15 @@ class Data:
     task: str = SINGLE_LABEL
     # Of scores: their mean and their standard deviation in train, each float32 [scores].
     scale: tuple[np.ndarray, np.ndarray] | None = None
-    # What a last layer that is new gives at first, as mean and deviation, each float32 [outputs]: of scores `scale`, of
-    # any number of labels the log odds of each in train, which training would need an epoch to find; None elsewhere.
-    start: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def start(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """What a last layer that is new gives at first, as mean and deviation, each float32 [outputs].
+
+        Of scores it is `scale`, of any number of labels the log odds of each in train, which training would need an
+        epoch to find. None elsewhere.
+        """
+        return _log_odds(row_labels(self.splits["train"])) if self.task == MULTI_LABEL else self.scale
 
 
 def load_data(
@@ -99,10 +105,8 @@ def load_data(
         if source == name and path.exists() and file_hash(path) != soft_hash:
             raise UserError(f"{path} has changed since it was tokenized: {again}")
     fingerprint = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    train_labels = row_labels(splits["train"])
-    scale = _mean_and_deviation(train_labels) if task == REGRESSION else None
-    start = _log_odds(train_labels) if task == MULTI_LABEL else scale
-    return Data(labels, splits, folder, fingerprint, hashes, meta.get("texts_a_row"), soft_labels, task, scale, start)
+    scale = _mean_and_deviation(row_labels(splits["train"])) if task == REGRESSION else None
+    return Data(labels, splits, folder, fingerprint, hashes, meta.get("texts_a_row"), soft_labels, task, scale)
 
 
 def columns_of(data: Data) -> Columns:
