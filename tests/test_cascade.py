@@ -11,7 +11,6 @@ from cascade_folder import write_cascade
 from conftest import fails, make_tokenizer, snapshot
 from reference_model import LABELS, Reference, change_config, of_texts, random_texts
 
-import cascade
 import utils.system.bars
 from utils.measuring.engines import cascade_engine, onnx_size
 from utils.predictor import Predictor
@@ -29,7 +28,7 @@ def stages(trained) -> list[str]:
     return [f"{trained.folder}/models/{source}" for source in ("small", "teacher")]
 
 
-def test_the_whole_way(trained, stages):
+def test_the_whole_way(trained, stages, milliseconds):
     """From two models to one folder, which every script opens and which says of itself what it does."""
     out = trained.folder / "models/cascade"
     arguments = [*stages, f"--data_dir={trained.data}", f"--output_dir={out}", "--num_threads=1"]
@@ -143,18 +142,6 @@ def test_aims(run, folders):
     before = snapshot(Path())
     fails(run(aim="--target_speedup=1000"), "--target_speedup=1000", "times as fast")
     assert snapshot(Path()) == before
-
-
-@pytest.fixture
-def milliseconds(monkeypatch) -> list[float]:
-    """What the stages take, instead of what is measured."""
-    given, measure_stages = [1.0, 4.0], cascade.measure_stages
-
-    def measured(models, texts):
-        return measure_stages(models, texts)[0], np.array([np.full(len(texts), each) for each in given])
-
-    monkeypatch.setattr(cascade, "measure_stages", measured)
-    return given
 
 
 def test_one_model_is_as_good(run, folders, milliseconds):

@@ -338,7 +338,7 @@ def test_the_guard_of_int8(steps, task, monkeypatch):
         fails(steps.quantize("--tune_thresholds", source="teacher"), "is for the task multi_label")
 
 
-def test_cascades(steps, task, folders):
+def test_cascades(steps, task, folders, milliseconds):
     names = [str(folders[1]), str(folders[0])]
     more = [f"--data_dir={steps.data}", f"--output_dir={steps.folder}/cascade", "--max_asked=0.9", "--num_threads=1"]
     result = steps.script("cascade", *names, *more)
