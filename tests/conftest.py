@@ -6,6 +6,8 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -280,8 +282,34 @@ def project(tmp_path, script, made):
 @pytest.fixture
 def trained(project) -> Project:
     """A BERT `Project` that is preprocessed and has a teacher."""
-    ready = project("bert")
-    for step in (ready.preprocess, ready.train):
-        code, stderr = step()
+    return made_once("trained", project("bert"), lambda ready: [ready.preprocess(), ready.train()])
+
+
+_made_once: dict[str, tempfile.TemporaryDirectory] = {}  # folders of projects
+
+
+def made_once(name: str, project: Project, steps: Callable[[Project], list[tuple[int, str]]]) -> Project:
+    """Take `steps` in a project's folder; copy what they made where steps of this name have been taken before."""
+    if name in _made_once:
+        shutil.rmtree(project.data)
+        shutil.copytree(_made_once[name].name, project.folder, dirs_exist_ok=True)
+        return project
+    for code, stderr in steps(project):
         assert code == 0, stderr
-    return ready
+    _made_once[name] = tempfile.TemporaryDirectory()
+    shutil.copytree(project.folder, _made_once[name].name, dirs_exist_ok=True)
+    return project
+
+
+@pytest.fixture(params=["multi_label", "regression"])
+def task(request) -> str:
+    """Each task but that of one label a row."""
+    return request.param
+
+
+@pytest.fixture
+def steps(project, task):
+    """A `Project` of each task, with a teacher."""
+    from task_data import ready  # which imports this file
+
+    return ready(project(), task)

@@ -4,10 +4,11 @@ import json
 import random
 import shutil
 
-from conftest import ALIKE, WORDS
+from conftest import ALIKE, WORDS, made_once
 
 CONFIG = {"encoder_class": "bert", "n_ctx": 16}
 MULTI, SCORES = "multi_label", "regression"
+MEASURES = {MULTI: "macro_f1", SCORES: "pearson"}
 
 
 def several_labels(text: str) -> list[str]:
@@ -49,8 +50,13 @@ def write_task(steps, task: str, counts: dict[str, int] | None = None):
 
 
 def ready(steps, task: str):
-    """As `write_task`, tokenized, with a teacher that knows the words."""
-    write_task(steps, task)
-    for code, stderr in (steps.preprocess(), steps.train("--lr=1e-2", "--epoch=12", "--batch_size=8", *ALIKE)):
-        assert code == 0, stderr
-    return steps
+    """As `write_task`, tokenized, with a teacher that knows the words: trained once, and copied from then on."""
+    learn = ("--lr=1e-2", "--epoch=12", "--batch_size=8", *ALIKE)
+    return made_once(task, write_task(steps, task), lambda steps: [steps.preprocess(), steps.train(*learn)])
+
+
+def result_of(steps, *more: str, source: str = "teacher") -> dict:
+    """What evaluate.py writes."""
+    code, stderr = steps.evaluate(f"--output_json={steps.folder}/result.json", *more, source=source)
+    assert code == 0, stderr
+    return json.loads((steps.folder / "result.json").read_text())
