@@ -125,7 +125,9 @@ def write_ladder(
     print(text_table(rungs, has_baseline, failures))
 
 
-def thresholds_of(rung: Rung, engine: str, path: str, valid: tuple[list[Text], np.ndarray] | None) -> np.ndarray | None:
+def thresholds_of(
+    rung: Rung, engine: str, path: str, valid: tuple[list[Text], np.ndarray] | None, setting: Setting
+) -> np.ndarray | None:
     """The probability above which a rung gives each label, [labels], where rows have any number; None for 0.5.
 
     Args:
@@ -136,6 +138,10 @@ def thresholds_of(rung: Rung, engine: str, path: str, valid: tuple[list[Text], n
     if valid is None or rung.has_random_weights:
         return None
     texts, labels = valid
+    if engine == "pytorch_fixed":  # its answers are those of rows without padding, which take less time
+        unpadded = open_rung("pytorch", path, setting)
+        assert isinstance(unpadded, Rung)
+        rung = unpadded
     bar = progress_bar(texts, desc="thresholds", unit="row")
     return tuned_thresholds(np.concatenate([rung.engine.run(rung.engine.encode(text)) for text in bar]), labels)
 
@@ -184,7 +190,7 @@ def main() -> None:
                 parameters=rung.parameters,
                 model_bytes=rung.model_bytes,
                 chosen=main_measure(config.task),
-                thresholds=thresholds_of(rung, engine, path, valid) if config.task == MULTI_LABEL else None,
+                thresholds=thresholds_of(rung, engine, path, valid, setting) if config.task == MULTI_LABEL else None,
             )
         )
     if rungs:
