@@ -213,10 +213,10 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 	@touch $@
 
 # The smallest model, which asks larger ones where it is not sure. Served by processes of one thread, so measured so.
-$(RUN)/cascade.done: $(RUN)/int8-pruned-small.done $(RUN)/int8-student.done $(RUN)/int8-pruned-teacher.done
+$(RUN)/cascade.done: $(RUN)/int8-pruned-small.done $(RUN)/int8-pruned-medium.done $(RUN)/int8-pruned-teacher.done
 	$(PYTHON) cascade.py --data_dir=$(DATA) $(COLUMNS) \
-		$(RUN)/models/pruned-small $(RUN)/models/student $(RUN)/models/pruned-teacher \
-		--max_accuracy_drop=0.01 --output_dir=$(RUN)/models/cascade --num_threads=1
+		$(RUN)/models/pruned-small $(RUN)/models/pruned-medium $(RUN)/models/pruned-teacher \
+		--target_speedup=3 --output_dir=$(RUN)/models/cascade --num_threads=1
 	@touch $@
 
 STUDENTS = student pruned-medium pruned-small
