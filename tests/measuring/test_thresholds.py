@@ -1,6 +1,7 @@
 """The thresholds of a cascade, against every combination tried one by one on small arrays."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,6 +164,17 @@ def test_single_models():
         assert one.difference == pytest.approx(one.accuracy - (results.answers[-1] == true).mean())
 
 
+def test_of_equal_candidates_one_is_on_the_frontier():
+    """The more accurate of those that take the same time, and the faster of those that are as accurate."""
+    results, true = drawn(2, 50)
+    one = candidates(results, true)[0]
+    worse, later = (replace(one, accuracy=one.accuracy - 0.1), replace(one, mean_ms=one.mean_ms + 1))
+    assert frontier([worse, later, one]) == frontier([one, later, worse]) == [one]
+    safe = [replace(each, lowest_difference=0.0) for each in (worse, one)]
+    assert choose(safe, one.mean_ms, max_accuracy_drop=0.0) == safe[1]
+    assert choose([one], target_speedup=2.0, last_ms=2 * one.mean_ms) == one
+
+
 def test_a_stage_that_does_not_help_is_left_out():
     """Here the second, which knows no more than the first."""
     results, true = drawn(3, 300)
@@ -178,6 +190,12 @@ def test_order():
     slow = results._replace(milliseconds=results.milliseconds[[1, 0, 2]])
     with pytest.raises(UserError, match=r"^small \(0\.\d{4}, \d\.\d{3} ms\) is slower and less accurate than medium"):
         check_order(names, slow, true)
+    # The second of three, before the last.
+    slow_second = results._replace(milliseconds=results.milliseconds[[0, 2, 1]])
+    with pytest.raises(UserError, match=r"^medium \(0\.\d{4}, \d+\.\d{3} ms\) is slower and less accurate than large"):
+        check_order(names, slow_second, true)
+    as_good = slow_second._replace(answers=results.answers[[0, 2, 2]])
+    assert len(check_order(names, as_good, true)) == 1
     better = slow._replace(answers=results.answers[[1, 0, 2]])
     (warning,) = check_order(names, better, true)
     assert "small" in warning and "fastest first" in warning
