@@ -43,6 +43,33 @@ def test_tuned_thresholds_give_the_best_f1():
         assert measure("macro_f1", logits, labels, np.full(3, threshold)) <= tuned + 1e-12
 
 
+def f1_of(given: np.ndarray, true: np.ndarray) -> float:
+    return 2 * (given & true).sum() / max(1, given.sum() + true.sum())
+
+
+def test_every_labels_threshold_is_its_best():
+    """Against every cut between two probabilities, with a label that no row has between two others."""
+    generator = np.random.default_rng(3)
+    logits = generator.normal(size=(40, 4))
+    true = logits + generator.normal(size=(40, 4)) > [0, 9, 0.5, -0.5]
+    true[:, 1], true[:, 3] = False, True  # of the last one the best cut is below all
+    thresholds = tuned_thresholds(logits, true.astype(np.float32))
+    for i in (0, 2, 3):
+        own = sigmoid(logits[:, i])
+        best = max(f1_of(own >= cut, true[:, i]) for cut in own)
+        assert f1_of(own > thresholds[i], true[:, i]) == pytest.approx(best) and best > 0.6
+    assert thresholds[1] == 0.5 and thresholds[3] == pytest.approx(sigmoid(logits[:, 3]).min() / 2)
+
+
+def test_mean_average_precision_by_hand():
+    """Of each label as much, however many rows have it; of none there is nothing to find."""
+    labels = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 0, 0]], np.float32)
+    logits = np.array([[4, 1, 0], [3, 4, 0], [2, 3, 0], [1, 2, 0]], np.float32)
+    by_hand = (1 / 1 + 2 / 2 + 3 / 4) / 3, 1 / 4
+    assert measure("mean_average_precision", logits, labels) == pytest.approx(np.mean(by_hand))
+    assert measure("mean_average_precision", logits, np.zeros_like(labels)) == 0.0
+
+
 def test_correlations():
     true = np.array([[1.0, 5], [2, 4], [3, 3], [10, 2]])
     predicted = true.copy()
@@ -66,3 +93,32 @@ def test_ranking_by_hand():
     assert ranking_measures(predicted, true, list("abcdef")) == {}
     assert ranking_measures(np.arange(4.0), np.array([-1.0, 1, -1, 1]), list("xxyy"))["mrr"] == 1.0
     assert ranking_measures(np.arange(4.0), np.ones(4), list("xxyy")) == {}
+
+
+def test_ranking_of_many_passages_by_hand():
+    """Ten of each query count; the first of equal scores comes first; queries of one score alone say nothing."""
+    many = np.arange(12.0)  # the better, the later it is ranked
+    queries = ["same"] * 2 + ["many"] * 12 + ["tie"] * 3
+    true = np.array([1.0, 1.0, *many, 0.0, 2.0, 2.0])
+    predicted = np.array([1.0, 2.0, *-many, 5.0, 5.0, 5.0])
+    discounts = 1 / np.log2(np.arange(10) + 2)
+    of_many = (many[:10] * discounts).sum() / (many[::-1][:10] * discounts).sum()
+    of_tie = 4 / 3 * discounts[:3].sum() / (2 * discounts[:2].sum())  # equal scores share their gains
+    result = ranking_measures(predicted, true, queries)
+    assert result["num_queries"] == 2 and result["ndcg_at_10"] == pytest.approx((of_many + of_tie) / 2)
+    assert result["mrr"] == pytest.approx((1 / 12 + 1 / 2) / 2)
+
+
+def test_gains_are_at_least_zero():
+    """What is below 0 is lifted by the lowest; other scores stay as they are."""
+    discounts = 1 / np.log2(np.arange(2) + 2)
+    for true, gains in (([-3.0, 1.0], [0.0, 4.0]), ([0.5, 2.0], [0.5, 2.0])):
+        by_hand = (np.array(gains) * discounts).sum() / (np.array(gains[::-1]) * discounts).sum()
+        result = ranking_measures(np.array([1.0, 0.0]), np.array(true), ["a", "a"])
+        assert result["ndcg_at_10"] == pytest.approx(by_hand)
+
+
+def test_half_of_the_rows_must_share_their_query():
+    predicted, true = np.arange(5.0), np.array([0.0, 1.0, 0.0, 1.0, 0.0])
+    assert ranking_measures(predicted[:4], true[:4], ["a", "a", "b", "c"])["num_queries"] == 1
+    assert ranking_measures(predicted, true, ["a", "a", "b", "c", "d"]) == {}

@@ -55,6 +55,17 @@ def test_soft_loss_of_several_labels(temperature):
     assert (same < loss).all()
 
 
+def test_losses_of_scores_are_one_a_row():
+    """With other numbers of rows and of scores; a row that lacks one of its scores has no loss."""
+    task = scores_task([2.0, 10.0])
+    logits = torch.tensor([[3.0, 40.0], [5.0, 5.0], [7.0, 10.0]])
+    labels = torch.tensor([[1.0, 20.0], [1.0, NAN], [7.0, 0.0]])
+    assert task.name == REGRESSION
+    assert task.label_loss(logits, labels).tolist() == pytest.approx([2.5, 0.0, 0.5])
+    assert task.label_loss(logits, labels, "mean").item() == pytest.approx(1.0)
+    assert task.own_loss(logits).tolist() == pytest.approx([5.5, 3.0, 4.5])
+
+
 def test_own_answers_in_the_place_of_labels():
     logits = torch.tensor([[2.0, -1.0, 0.5]])
     assert torch.equal(

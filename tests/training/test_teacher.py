@@ -1,10 +1,12 @@
 """What a teacher said is asked of it again where it, the precision or the rows are others; and the mean of several."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import LABELS
+from conftest import LABELS, make_tokenizer
 from datasets import Dataset
 from safetensors.torch import save_file
 
@@ -13,7 +15,7 @@ from utils.training import teacher
 from utils.training.losses import KD_LOSSES
 from utils.training.scoring import predict
 from utils.training.tasks import mean_by_probability
-from utils.training.teacher import teacher_logits
+from utils.training.teacher import Teacher, taught_logits, teacher_logits
 
 
 @pytest.fixture
@@ -92,6 +94,35 @@ def test_a_teacher_that_was_stopped_is_asked_for_the_rest(model, tmp_path, asked
     logits = ask(model, data)
     assert asked == [2, 2, 1]
     torch.testing.assert_close(logits, predict(model, data.splits["train"], Accelerator(cpu=True), ""))
+
+
+def test_several_teachers_are_put_together(model, tmp_path, caplog):
+    """By the mean of what they say of each row, in the order of the data's labels; each is scored on valid."""
+    data = make_data(tmp_path)
+    data.splits["valid"] = data.splits["train"].select(range(3))
+    other = deepcopy(model)
+    with torch.no_grad():
+        other.classifier.bias += torch.tensor([3.0, -1.0])
+    tokenizer = make_tokenizer()
+    ordered = [Teacher("one", model, tokenizer, 16, [0, 1], data), Teacher("two", other, tokenizer, 16, [1, 0], data)]
+    options = (data, tokenizer, ["train", "valid"], "mse", 1.0)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with caplog.at_level("INFO"):
+        logits = taught_logits(ordered, *options, Accelerator(cpu=True))
+    train = ask(model, data)
+    expected = (train + (train + torch.tensor([3.0, -1.0]))[:, [1, 0]]) / 2
+    torch.testing.assert_close(logits, torch.cat([expected, expected[:3]]))
+    said = [record.getMessage() for record in caplog.records if "[Teacher]" in record.getMessage()]
+    assert ordered == [] and [line.split(" : ")[1].split(",")[0] for line in said] == ["one", "two", "mean of 2"]
+    correct = (expected[:3].argmax(-1) == 0).float().mean().item()
+    assert said[2].endswith(f"valid accuracy {correct:.4f}")
+    # One alone says what it says.
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        alone = taught_logits([Teacher("one", model, tokenizer, 16, [0, 1], data)], *options, Accelerator(cpu=True))
+    torch.testing.assert_close(alone[:5], train)
+    (line,) = [record.getMessage() for record in caplog.records if "[Teacher]" in record.getMessage()]
+    assert line.startswith("[Teacher] : valid loss")
 
 
 @pytest.mark.parametrize(
