@@ -53,6 +53,7 @@ def test_every_labels_threshold_is_its_best():
     logits = generator.normal(size=(40, 4))
     true = logits + generator.normal(size=(40, 4)) > [0, 9, 0.5, -0.5]
     true[:, 1], true[:, 3] = False, True  # of the last one the best cut is below all
+    true[:, 2] = logits[:, 2] == logits[:, 2].max()  # and here just below the highest
     thresholds = tuned_thresholds(logits, true.astype(np.float32))
     for i in (0, 2, 3):
         own = sigmoid(logits[:, i])
