@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Several labels a text and scores, through the whole recipe: GoEmotions (28 labels) and STS-B (pairs, 0 to 5). For each
-# a teacher, a 3-layer student, int8 folders and the ladder; at the end the targets that they are held to.
+# a teacher, a 3-layer student, int8 folders and the ladder; at the end the targets that they are held to. STS-B's begin
+# with an embedding model's similarities of more pairs of its sentences.
 #
-#     benchmarks/tasks.sh                   # both: two hours on 2 cores, most of them for GoEmotions
+#     benchmarks/tasks.sh                   # both: three hours on 2 cores, most of them for GoEmotions
 #     benchmarks/tasks.sh goemotions        # one of them
 #     benchmarks/tasks.sh targets           # what results/goemotions and results/stsb hold
 #     ROWS=300 benchmarks/tasks.sh          # a try on 300 rows of each split: runs/tasks-300, results/tasks-300
@@ -14,7 +15,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 GOEMOTIONS=${GOEMOTIONS:-../shared/data/goemotions} STSB=${STSB:-../shared/data/stsb}
-ENCODER=embeddings/all-MiniLM-L6-v2 PYTHON=.venv/bin/python ROWS=${ROWS:-}
+ENCODER=embeddings/all-MiniLM-L6-v2 LARGER=embeddings/all-mpnet-base-v2 PYTHON=.venv/bin/python ROWS=${ROWS:-}
 STUDENT_OPTIONS="--lr=2e-4 --dropout=0 --state_loss_ratio=1 --state_layers=all"
 DATA=data RUNS=runs RESULTS=results
 [ -z "$ROWS" ] || DATA=data/tasks-$ROWS RUNS=runs/tasks-$ROWS RESULTS=results/tasks-$ROWS
@@ -69,7 +70,8 @@ recipe() { # NAME CONFIG SOURCE COLUMNS TEACHER_OPTIONS STUDENT_OPTIONS TUNE: ev
     mkdir -p "$RUN/models" "$RESULT"
     rows_from "$3"
     once preprocess $PYTHON preprocess.py $COMMON --bert_model_name_or_path=$ENCODER $4
-    once teacher $PYTHON train.py $COMMON --bert_model_name_or_path=$ENCODER --bert_output_dir="$RUN/teacher" \
+    once teacher $PYTHON train.py $COMMON --bert_model_name_or_path="${START:-$ENCODER}" \
+        --bert_output_dir="$RUN/teacher" \
         --save_path="$RUN/teacher.pt" $5
     once start $PYTHON prune.py $COMMON --bert_output_dir="$RUN/teacher" --keep_layers=1,3,5 \
         --bert_output_dir_pruned="$RUN/start"
@@ -95,10 +97,25 @@ goemotions() {
         --tune_thresholds
 }
 
+similarity() { # CONFIG COLUMNS: more pairs, for the student as well, and an encoder that learned their similarities
+    local pairs=$DATA/stsb-pairs
+    OWN=$DATA/stsb RUN=$RUNS/stsb
+    mkdir -p "$RUN"
+    rows_from "$STSB"
+    [ -e $LARGER/model.safetensors ] || $PYTHON embeddings/fetch.py "$(basename $LARGER)"
+    once pairs $PYTHON -m benchmarks.sentence_pairs $LARGER "$OWN/train.csv" "$pairs/train.csv"
+    cp "$OWN"/{valid,test}.csv "$pairs"
+    once unlabelled cp "$pairs/train.csv" "$OWN/unlabelled.csv"
+    once preprocess-pairs $PYTHON preprocess.py --config="$1" --data_dir="$pairs" --bert_model_name_or_path=$ENCODER $2
+    once similarity $PYTHON train.py --config="$1" --data_dir="$pairs" --bert_model_name_or_path=$ENCODER \
+        --bert_output_dir="$RUN/similarity" --save_path="$RUN/similarity.pt" --lr=1e-4 --epoch=1 --batch_size=32
+}
+
 stsb() {
-    recipe stsb configs/config-bert-regression.json "$STSB" "--text_column=sentence_a,sentence_b --label_column=score" \
-        "--lr=1e-4 --epoch=6 --batch_size=32" \
-        "$STUDENT_OPTIONS --epoch=8 --batch_size=32" ""
+    local config=configs/config-bert-regression.json columns="--text_column=sentence_a,sentence_b --label_column=score"
+    similarity $config "$columns"
+    START=$RUNS/stsb/similarity recipe stsb $config "$STSB" "$columns" "--lr=5e-5 --epoch=4 --batch_size=32" \
+        "$STUDENT_OPTIONS --unlabelled --epoch=2 --batch_size=32" ""
 }
 
 targets() { # what each model is held to, and what it reached
