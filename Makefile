@@ -216,7 +216,7 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 $(RUN)/cascade.done: $(RUN)/int8-pruned-small.done $(RUN)/int8-pruned-medium.done $(RUN)/int8-pruned-teacher.done
 	$(PYTHON) cascade.py --data_dir=$(DATA) $(COLUMNS) \
 		$(RUN)/models/pruned-small $(RUN)/models/pruned-medium $(RUN)/models/pruned-teacher \
-		--target_speedup=3 --output_dir=$(RUN)/models/cascade --num_threads=1
+		--max_asked=0.2 --output_dir=$(RUN)/models/cascade --num_threads=1
 	@touch $@
 
 STUDENTS = student pruned-medium pruned-small
