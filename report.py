@@ -126,24 +126,36 @@ def write_ladder(
 
 
 def thresholds_of(
-    rung: Rung, engine: str, path: str, valid: tuple[list[Text], np.ndarray] | None, setting: Setting
+    rung: Rung,
+    engine: str,
+    path: str,
+    valid: tuple[list[Text], np.ndarray] | None,
+    setting: Setting,
+    tuned: dict[tuple[str, str], np.ndarray],
 ) -> np.ndarray | None:
     """The probability above which a rung gives each label, [labels], where rows have any number; None for 0.5.
 
     Args:
         valid: texts and labels of valid, to choose by where the rung is no folder of quantize.py; None to do without.
+        tuned: what was chosen for other rungs, by engine and path, to which this one's is added; a checkpoint's are the
+            same with padding and without.
     """
     if engine in ("onnx", "onnx_instances") and Path(path).is_dir():
         return folder_thresholds(path)
     if valid is None or rung.has_random_weights:
         return None
-    texts, labels = valid
-    if engine == "pytorch_fixed":  # its answers are those of rows without padding, which take less time
-        unpadded = open_rung("pytorch", path, setting)
-        assert isinstance(unpadded, Rung)
-        rung = unpadded
-    bar = progress_bar(texts, desc="thresholds", unit="row")
-    return tuned_thresholds(np.concatenate([rung.engine.run(rung.engine.encode(text)) for text in bar]), labels)
+    key = (engine.removesuffix("_fixed"), path)
+    if key not in tuned:
+        if engine == "pytorch_fixed":  # rows without padding take less time
+            unpadded = open_rung("pytorch", path, setting)
+            assert isinstance(unpadded, Rung)
+            rung = unpadded
+        texts, labels = valid
+        bar = progress_bar(texts, desc="thresholds", unit="row")
+        tuned[key] = tuned_thresholds(
+            np.concatenate([rung.engine.run(rung.engine.encode(text)) for text in bar]), labels
+        )
+    return tuned[key]
 
 
 def main() -> None:
@@ -173,6 +185,7 @@ def main() -> None:
     measurements = measure_rungs(opened, setting)
 
     valid = (texts["valid"], targets["valid"]) if args.tune_thresholds else None
+    tuned: dict[tuple[str, str], np.ndarray] = {}
     rungs: list[MeasuredRung] = []
     failures: list[tuple[str, str]] = []
     for name, engine, path, rung, measurement in zip(names, engines, paths, opened, measurements, strict=True):
@@ -190,7 +203,9 @@ def main() -> None:
                 parameters=rung.parameters,
                 model_bytes=rung.model_bytes,
                 chosen=main_measure(config.task),
-                thresholds=thresholds_of(rung, engine, path, valid, setting) if config.task == MULTI_LABEL else None,
+                thresholds=(
+                    thresholds_of(rung, engine, path, valid, setting, tuned) if config.task == MULTI_LABEL else None
+                ),
             )
         )
     if rungs:
