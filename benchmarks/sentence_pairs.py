@@ -43,12 +43,12 @@ def embed(texts: list[str], encoder: str) -> torch.Tensor:
 def new_pairs(num_sentences: int, embeddings: torch.Tensor, known: set[tuple[int, int]]) -> list[tuple[int, int]]:
     """Every sentence with its neighbours at RANKS and with a random one, without known pairs, in a random order."""
     neighbours = torch.cat([(rows @ embeddings.T).topk(max(RANKS) + 1).indices for rows in embeddings.split(1024)])
-    generator = random.Random(0)
-    pairs: set[tuple[int, int]] = set()
+    generator, seen, pairs = random.Random(0), set(map(frozenset, known)), []
     for i in range(num_sentences):
         for j in [*neighbours[i, RANKS].tolist(), generator.randrange(num_sentences)]:
-            if i != j and not any(pair in seen for seen in (known, pairs) for pair in ((i, j), (j, i))):
-                pairs.add((i, j))
+            if i != j and frozenset((i, j)) not in seen:
+                seen.add(frozenset((i, j)))
+                pairs.append((i, j))
     return generator.sample(sorted(pairs), len(pairs))
 
 
