@@ -47,7 +47,7 @@ def test_of_any_number_of_labels():
     assert scores["brier"] == pytest.approx(np.mean((1 / (1 + np.exp(-logits)) - true) ** 2))
     assert "so so" in str(tables["classification_report"])
     assert result_lines(MULTI_LABEL, scores | tables)[0] == "[Macro F1] : 0.3333, thresholds at 0.5"
-    # At a third of the probability the second row's last label is given as well.
+    # Above a quarter, the second row's last label is given as well.
     scores, tables = multi_label_result(logits, true, LABELS, np.array([0.5, 0.4, 0.25]))
     assert scores["subset_accuracy"] == 1 and tables["thresholds"] == {"bad": 0.5, "so so": 0.4, "good": 0.25}
     assert "at the labels' own, 0.250 to 0.500" in result_lines(MULTI_LABEL, scores | tables)[0]
