@@ -6,7 +6,9 @@
 #                    TEACHER=all-mpnet-base-v2 for a larger teacher: an encoder of embeddings/, of any family;
 #                    CONFIG=configs/config-bert-multi-label.json or -regression.json for another task, where a larger
 #                    teacher needs TEACHER_CONFIG=..., the file of its family with the same "task";
-#                    TEACHER_OPTIONS="...", STUDENT_OPTIONS="..." and EPOCHS_student=... in the place of those below
+#                    STATIC=FOLDER for a classifier of model2vec to compare with;
+#                    TEACHER_OPTIONS="...", STUDENT_OPTIONS="...", CASCADE_OPTIONS="...", SHAPE_small="..." and
+#                    EPOCHS_student=..., EPOCHS_small=... in the place of those below
 # make test          the test suite
 # make test-slow     the tests that need the default encoder
 # make faults        kill, starve and mislead the scripts; print what was lost
@@ -41,6 +43,8 @@ endif
 ifneq ($(words $(subst :,x x,$(subst %,x x,$(DATA)))),1)
 $(error DATA=$(DATA): give one folder, without spaces, colons and % signs in its name)
 endif
+
+CASCADE_OPTIONS = --max_asked=0.2
 
 ENCODER = embeddings/all-MiniLM-L6-v2
 CONFIG = configs/config-bert-cls.json
@@ -213,10 +217,10 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 	@touch $@
 
 # The smallest model, which asks larger ones where it is not sure. Served by processes of one thread, so measured so.
-$(RUN)/cascade.done: $(RUN)/int8-pruned-small.done $(RUN)/int8-pruned-medium.done $(RUN)/int8-pruned-teacher.done
-	$(PYTHON) cascade.py --data_dir=$(DATA) $(COLUMNS) \
-		$(RUN)/models/pruned-small $(RUN)/models/pruned-medium $(RUN)/models/pruned-teacher \
-		--max_asked=0.2 --output_dir=$(RUN)/models/cascade --num_threads=1
+STAGES = pruned-small pruned-medium $(if $(TEACHER),assistant) pruned-teacher
+$(RUN)/cascade.done: $(STAGES:%=$(RUN)/int8-%.done)
+	$(PYTHON) cascade.py --data_dir=$(DATA) $(COLUMNS) $(STAGES:%=$(RUN)/models/%) \
+		$(CASCADE_OPTIONS) --output_dir=$(RUN)/models/cascade --num_threads=1
 	@touch $@
 
 STUDENTS = student pruned-medium pruned-small
@@ -237,6 +241,10 @@ LADDER_MODELS = $(STUDENTS)
 BASELINE = --rung "BERT-base, random, padded" bert_base -
 endif
 
+ifdef STATIC
+STATIC_RUNG = --rung "model2vec, static embeddings" model2vec $(STATIC)
+endif
+
 # A score does not say how sure it is.
 ifneq ($(TASK),regression)
 CASCADE = $(RUN)/cascade.done
@@ -249,5 +257,5 @@ $(RUN)/ladder.done: $(LADDER_MODELS:%=$(RUN)/int8-%.done) $(CASCADE)
 		--rung "+ an instance a core" onnx_instances $(RUN)/models/student \
 		--rung "+ pruning, half of each layer" onnx_instances $(RUN)/models/pruned-medium \
 		--rung "+ pruning, 2 small layers" onnx_instances $(RUN)/models/pruned-small $(CASCADE_RUNG) \
-		--rung "TF-IDF, logistic regression" linear - $(BASELINE) > $(RUN)/ladder.txt
+		--rung "TF-IDF, logistic regression" linear - $(STATIC_RUNG) $(BASELINE) > $(RUN)/ladder.txt
 	@touch $@

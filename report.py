@@ -11,10 +11,11 @@
 A rung is a name, an engine and a path. Engines: pytorch and pytorch_fixed (every row padded to n_ctx, the naive way)
 run a checkpoint folder in fp32; onnx runs a file or a folder that quantize.py wrote, of a folder the graph for single
 rows, or a folder of cascade.py; onnx_instances runs it in as many processes of one thread as there are --num_threads,
-and its speed is that of all together. Two are no steps of the ladder, and their path is -: bert_base, 12 layers of 768,
-padded to n_ctx, is the paper's baseline (its weights are random, which its time does not depend on, and it runs every
-20th row); linear is scikit-learn's TF-IDF and logistic regression, what a student must beat to be worth it; where
-spaces do not separate words, as in Chinese, of characters.
+and its speed is that of all together. Three are no steps of the ladder: bert_base, 12 layers of 768, padded to n_ctx,
+is the paper's baseline (its weights are random, which its time does not depend on, and it runs every 20th row); linear
+is scikit-learn's TF-IDF and logistic regression, what a student must beat to be worth it; where spaces do not separate
+words, as in Chinese, of characters. The path of both is -. model2vec runs a classifier on static embeddings, a folder
+that the library of this name saved.
 
 Every rung classifies the texts of test.txt one at a time, each with its own tokenizer, which is timed too; "from
 tokens" is what is left without it. They take turns every 100 rows, so that a noisy machine is unfair to none; several

@@ -43,6 +43,11 @@ class Backend:
         """Logits [rows, labels]."""
         raise NotImplementedError
 
+    def graphs(self, batches: list[dict]) -> None:
+        """Run many batches."""
+        for batch in batches:
+            self.graph(batch)
+
     def text(self, text: str) -> str:
         """The label of a text, as the library's documentation shows it: a transformers pipeline."""
         return self.pipeline(text)[0]["label"]
@@ -136,8 +141,42 @@ class OpenVinoFp32(OpenVino):
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
+class OpenVinoThroughput(OpenVino):
+    """Its throughput mode: many batches are given to it at once."""
+
+    hints = {"PERFORMANCE_HINT": "THROUGHPUT"}
+
+    def open(self) -> None:
+        import openvino
+
+        super().open()
+        self.queue = openvino.AsyncInferQueue(self.pipeline.model.request)
+
+    def graphs(self, batches: list[dict]) -> None:
+        self.queue.set_callback(lambda request, number: None)
+        for batch in batches:
+            self.queue.start_async(batch)
+        self.queue.wait_all()
+
+    def texts(self, texts: list[str], batch_size: int) -> list[str]:
+        ids: dict[int, list[int]] = {}
+
+        def keep(request, start: int) -> None:
+            ids[start] = request.get_tensor("logits").data.argmax(1).tolist()
+
+        self.queue.set_callback(keep)
+        options = self.tokenizer_options | {"padding": True, "return_tensors": "np"}
+        for start in range(0, len(texts), batch_size):
+            encoded = self.tokenizer(texts[start : start + batch_size], **options)
+            self.queue.start_async({name: encoded[name] for name in self.input_names}, start)
+        self.queue.wait_all()
+        return [self.labels[i] for start in sorted(ids) for i in ids[start]]
+
+
 class WithoutPipeline(Backend):
     """A library that runs models and leaves texts and labels to its caller: transformers' tokenizer, largest logit."""
+
+    batch_options: dict[str, object] = {}  # of the tokenizer
 
     def open_tokenizer(self) -> dict:
         """Sets `tokenizer` and `labels`; returns the model's config.json."""
@@ -154,9 +193,9 @@ class WithoutPipeline(Backend):
     by_hand = text
 
     def texts(self, texts: list[str], batch_size: int) -> list[str]:
-        labels = []
+        labels, options = [], self.tokenizer_options | self.batch_options
         for start in range(0, len(texts), batch_size):
-            encoded = self.tokenizer(texts[start : start + batch_size], **self.tokenizer_options)
+            encoded = self.tokenizer(texts[start : start + batch_size], **options)
             logits = self.graph({name: encoded[name] for name in self.input_names})
             labels += [self.labels[i] for i in logits.argmax(1).tolist()]
         return labels
@@ -193,6 +232,53 @@ class CTranslate2(WithoutPipeline):
         return x @ self.head[f"{name}_weight"].T + self.head[f"{name}_bias"]
 
 
+class Inductor(WithoutPipeline):
+    """What Inductor compiled beforehand."""
+
+    batch_options = {"padding": True, "return_tensors": "pt"}
+    input_names = ["input_ids", "attention_mask", "token_type_ids"]
+
+    def open(self) -> None:
+        import torch
+
+        self.torch = torch
+        torch.set_num_threads(self.num_threads)
+        self.model = torch._inductor.aoti_load_package(f"{self.path}/model.pt2")
+        self.open_tokenizer()
+
+    def inputs(self, rows: list[dict]) -> dict:
+        return {name: self.torch.from_numpy(array) for name, array in super().inputs(rows).items()}
+
+    def graph(self, inputs: dict):
+        with self.torch.inference_mode():
+            return self.model(*(inputs[name] for name in self.input_names))
+
+
+class Model2Vec(Backend):
+    """Static embeddings, which know no way from our token ids: `graph` begins with the texts, too."""
+
+    def open(self) -> None:
+        from model2vec.inference import StaticModelPipeline
+
+        self.pipeline = StaticModelPipeline.from_pretrained(self.path)
+        names = json.loads((Path(self.path) / "labels.json").read_text(encoding="utf-8"))
+        self.columns = [list(self.pipeline.classes_).index(name) for name in names]
+
+    def inputs(self, rows: list[dict]) -> dict:
+        return {"texts": [row["text"] for row in rows]}
+
+    def graph(self, inputs: dict):
+        return self.pipeline.predict_proba(inputs["texts"])[:, self.columns]
+
+    def text(self, text: str) -> str:
+        return str(self.pipeline.predict([text])[0])
+
+    by_hand = text
+
+    def texts(self, texts: list[str], batch_size: int) -> list[str]:
+        return [str(label) for label in self.pipeline.predict(texts, batch_size=batch_size)]
+
+
 class Ours(Backend):
     """A folder that quantize.py wrote, run by utils.predictor."""
 
@@ -227,7 +313,10 @@ BACKENDS = {
     "optimum_int8": Optimum,
     "openvino_fp32": OpenVinoFp32,
     "nncf_int8": OpenVino,
+    "nncf_int8_throughput": OpenVinoThroughput,
     "ctranslate2_int8": CTranslate2,
+    "inductor_int8": Inductor,
+    "model2vec": Model2Vec,
     "ours_fp32": Ours,
     "ours_int8": Ours,
 }

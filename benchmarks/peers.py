@@ -6,12 +6,14 @@ CALIBRATION_ROWS is a file of training rows, as `benchmarks.backends.read_rows` 
 each of the peer's engines in `benchmarks.processes.VENVS`.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.backends import pad, read_rows
+from benchmarks.static_classifier import write_static_classifier
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
 
@@ -66,10 +68,50 @@ def make_ctranslate2(checkpoint: str, calibration: str, int8: Path) -> None:
     )
 
 
+def make_inductor(checkpoint: str, calibration: str, int8: Path) -> None:
+    """torch.export, torchao's dynamic int8 for x86, compiled by Inductor, for rows of any number and length."""
+    import torch
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager")
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask, token_type_ids):
+            return self.model(input_ids, attention_mask, token_type_ids).logits
+
+    row = max(read_rows(calibration), key=lambda row: len(row["input_ids"]))
+    example = tuple(torch.from_numpy(array) for array in pad([row, row]).values())
+    axes = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},) * 3
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config(is_dynamic=True))
+    torch._inductor.config.freezing = True
+    with torch.no_grad():
+        exported = torch.export.export(Logits().eval(), example, dynamic_shapes=axes).module()
+        prepared = prepare_pt2e(exported, quantizer)
+        prepared(*example)
+        quantized = torch.export.export(convert_pt2e(prepared), example, dynamic_shapes=axes)
+        torch._inductor.aoti_compile_and_package(quantized, package_path=str(int8 / "model.pt2"))
+
+
+def make_model2vec(checkpoint: str, calibration: str, folder: Path) -> None:
+    """A classifier on static embeddings, trained on train.txt, and the labels in the order of their ids."""
+    rows = read_rows(str(Path(calibration).with_name("train.jsonl")))
+    write_static_classifier(checkpoint, [row["text"] for row in rows], [row["label"] for row in rows], str(folder))
+    labels = dict(sorted((row["label_id"], row["label"]) for row in rows))
+    (folder / "labels.json").write_text(json.dumps(list(labels.values())), encoding="utf-8")
+
+
 MAKERS: dict[str, Callable[..., None]] = {
     "optimum": make_optimum,
     "openvino": make_openvino,
     "ctranslate2": make_ctranslate2,
+    "inductor": make_inductor,
+    "model2vec": make_model2vec,
 }
 
 

@@ -28,7 +28,11 @@ VENVS = {
     "optimum": ("optimum_fp32", "optimum_int8"),
     "openvino": ("openvino_fp32", "nncf_int8"),
     "ctranslate2": ("ctranslate2_int8",),
+    "inductor": ("inductor_int8",),
+    "model2vec": ("model2vec",),
 }
+# Engines that run another one's model: theirs.
+SAME_MODEL = {"nncf_int8_throughput": "nncf_int8"}
 CALIBRATION_ROWS = 300
 NUM_PREDICTIONS = 1_000_000
 # What changes a measurement when it changes.
@@ -154,7 +158,7 @@ def answer_of(setup: Setup, engine: str, mode: str) -> tuple[dict, float]:
 
 
 def prepare(args: argparse.Namespace) -> Setup:
-    """Write the test rows and the calibration rows, tokenized once for all engines, into the work folder.
+    """Write the test, train and calibration rows, tokenized once for all engines, into the work folder.
 
     Raises:
         UserError: the checkpoint has no tokenizer or labels, or the data set holds pairs or other labels.
@@ -175,7 +179,7 @@ def prepare(args: argparse.Namespace) -> Setup:
     test = every[: args.num_rows]
     train = tokenized_rows(Path(args.data_dir) / "train.txt", tokenizer, padding, label_ids)
     calibration = random.Random(args.seed).sample(train, min(CALIBRATION_ROWS, len(train)))
-    for name, rows in ((f"test-{kind}", test), ("test", every), ("calibration", calibration)):
+    for name, rows in ((f"test-{kind}", test), ("test", every), ("calibration", calibration), ("train", train)):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (args.work_dir / f"{name}.jsonl").write_text(text, encoding="utf-8")
     return Setup(
@@ -230,8 +234,11 @@ def make_models(
     checkpoint = Path(args.bert_output_dir).resolve()
     folders = {engine: (checkpoint, sys.executable) for engine in engines if engine.startswith("pytorch")}
     for peer, of_peer in VENVS.items():
-        missing = [engine for engine in engines if engine in of_peer]
+        missing = [engine for engine in engines if SAME_MODEL.get(engine, engine) in of_peer]
         if not missing:
+            continue
+        if peer == "inductor" and not shutil.which("g++"):
+            print(f"{', '.join(missing)} left out: it compiles with g++, and there is none")
             continue
         # Not resolved: a virtual environment's Python is a link.
         python = os.path.abspath(getattr(args, f"{peer}_python"))
@@ -241,7 +248,7 @@ def make_models(
         folder = setup.work_dir / peer
         start = [python, "-m", "benchmarks.peers", peer, checkpoint, setup.work_dir / "calibration.jsonl"]
         make_once(folder, partial(peer_command, start, of_peer))
-        folders |= {engine: (folder / engine, python) for engine in missing}
+        folders |= {engine: (folder / SAME_MODEL.get(engine, engine), python) for engine in missing}
     for engine in ("ours_fp32", "ours_int8"):
         folder = Path(getattr(args, engine, None) or setup.work_dir / engine).resolve()
         options = [*quantize_options, *(["--fp32"] if engine == "ours_fp32" else [])]

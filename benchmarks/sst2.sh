@@ -6,14 +6,17 @@
 #     benchmarks/sst2.sh main          # the first table: 3 seeds of the rows that are compared, 1 of the others
 #     benchmarks/sst2.sh row mse 43    # one of them, of one seed
 #     benchmarks/sst2.sh ablations | unlabelled | table
+#     benchmarks/sst2.sh ladder        # the ladder of docs/results.md, from a larger teacher: three hours with bf16
 #
-# The rows of `unlabelled`, not among `all`, need texts of the same kind in TEXTS, and of other kinds in OTHER_TEXTS.
-# data/sst2 must hold train.txt, valid.txt and test.txt (data/README.md). A row whose scores are there is not done
+# The ladder and the rows of `unlabelled`, not among `all`, need texts of the same kind in TEXTS, the latter also some of
+# other kinds in OTHER_TEXTS; the ladder needs .venv-model2vec (benchmarks/README.md).
+# data/sst2 must hold train.txt, valid.txt and test.txt (data/README.md); the ladder reads that folder, to which it adds
+# the texts, and the rows read data/sst2-rows, a copy with augmented rows. A row whose scores are there is not done
 # again, and a run that was stopped continues. The test split is scored once a model, and nothing is chosen by it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-DATA=data/sst2 RUN=runs/sst2-rows ROWS=results/sst2/accuracy ENCODER=embeddings/all-MiniLM-L6-v2
+SST2=data/sst2 DATA=data/sst2-rows RUN=runs/sst2-rows ROWS=results/sst2/accuracy ENCODER=embeddings/all-MiniLM-L6-v2
 PYTHON=.venv/bin/python SEEDS="42 43 44"
 COMMON="--config=configs/config-bert-cls.json --data_dir=$DATA"
 # The larger teacher has a tokenizer of its own.
@@ -27,7 +30,6 @@ SENTENCES=data/sst2-sentences WORDS=12
 TEXTS=${TEXTS:-../shared/data/critics/unlabelled.txt}
 OTHER_TEXTS=${OTHER_TEXTS:-../shared/data/critics/reviews-cc-by.txt}
 WITH_TEXTS=data/sst2-unlabelled WITH_OTHERS=data/sst2-other-texts FEW=data/sst2-1000
-LEARN_TEXTS="--unlabelled --epoch=6 --eval_steps=2000"
 ALONE_OPTIONS="--lr=1e-4 --epoch=1 --batch_size=32 --eval_steps=500"
 TEACHER_OPTIONS="--kd_loss=mse --lr=1.5e-4 --batch_size=64 --dropout=0 --measure=loss"
 STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0"
@@ -80,8 +82,34 @@ for_larger() { # FOLDER: its rows as the larger teacher reads them, in FOLDER-mp
     $PYTHON preprocess.py $LARGE_CONFIG --data_dir="$1-mpnet" --bert_model_name_or_path=embeddings/$LARGE
 }
 
+ladder() { # TARGET SEED VARIABLES...: make the ladder, or one of its models, from TEXTS and the larger teacher
+    local target=$1 seed=$2
+    shift 2
+    [ -e $SST2/unlabelled.txt ] || cp "$TEXTS" $SST2/unlabelled.txt
+    make "$target" DATA=$SST2 TEACHER=$LARGE TEACHER_OPTIONS="$LARGE_OPTIONS" EPOCHS_student=3 EPOCHS_small=4 \
+        STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --batch_size=64 --dropout=0 --measure=loss --seed=$seed" \
+        SHAPE_small="--keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=128" "$@"
+}
+
+of_ladder() { # NAME MODEL SEED: a model of the ladder; of other seeds, of the same larger teacher
+    local folder=runs/sst2
+    ladder $folder/teacher.done 42
+    if [ "$3" != 42 ]; then
+        folder=runs/sst2-seed-$3
+        mkdir -p "$folder"
+        ln -sfn ../sst2/teacher ../sst2/teacher.pt ../sst2/teacher.done ../sst2/teacher-data "$folder"
+    fi
+    ladder "$folder/$2.done" "$3" RUN="$folder"
+    ln -sfn "../../$folder/$2" "$RUN/$1"
+    ln -sfn "../../$folder/$2.pt" "$RUN/$1.pt"
+}
+
 larger() { # SEED
     for_larger $DATA
+    if [ "$1" = 42 ]; then
+        of_ladder larger-42 teacher 42
+        return
+    fi
     labels "larger-$1" embeddings/$LARGE "$1" $LARGE_CONFIG --data_dir=$DATA-mpnet $LARGE_OPTIONS
 }
 
@@ -214,21 +242,9 @@ model() { # NAME SEED: the trained model of a row
         model "$first" "$2"
         labels "$name" "$RUN/$first-$2" "$2" --lr=2e-5 --epoch=1 --batch_size=64 --freeze_embeddings
         ;;
-    texts-6)
-        with_texts $WITH_TEXTS "$TEXTS"
-        taught_texts $WITH_TEXTS "$name" $ENCODER "$2" $TEACHER_OPTIONS $LEARN_TEXTS
-        ;;
-    texts-3)
-        model texts-6 42
-        start_from start-texts $RUN/texts-6-42 1,3,5
-        taught_texts $WITH_TEXTS "$name" $RUN/start-texts "$2" $STUDENT_OPTIONS $LEARN_TEXTS
-        ;;
-    texts-2)
-        model texts-3 42
-        once start-small $PYTHON prune.py $COMMON --bert_output_dir=$RUN/texts-3-42 --model_path=$RUN/texts-3-42.pt \
-            --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=128 --bert_output_dir_pruned=$RUN/start-small
-        taught_texts $WITH_TEXTS "$name" $RUN/start-small "$2" $STUDENT_OPTIONS $LEARN_TEXTS
-        ;;
+    texts-6) of_ladder "$name" assistant "$2" ;;
+    texts-3) of_ladder "$name" student "$2" ;;
+    texts-2) of_ladder "$name" pruned-small "$2" ;;
     # About 10,500 steps each: 10, 5, 2 and 5 times all rows.
     steps-train) student "$name" "$2" --epoch=10 ;;
     steps-texts | steps-augmented)
@@ -337,24 +353,41 @@ unlabelled_rows() {
 
 table() { $PYTHON -m benchmarks.sst2_table; }
 
-mkdir -p $RUN $ROWS
+ladder_table() {
+    ladder runs/sst2/teacher.done 42
+    [ -e runs/sst2/static/model.safetensors ] ||
+        .venv-model2vec/bin/python -m benchmarks.static_classifier runs/sst2/teacher $SST2/train.txt runs/sst2/static
+    ladder ladder 42 STATIC=runs/sst2/static
+}
+
 # First of all, as rows that come to a data set later make an unfinished run another one. None are masked, so that the
 # larger teacher, whose mask is another token, could read them.
-[ -e $DATA/augmented.txt ] ||
-    $PYTHON augment_data.py --data_dir=$DATA --bert_model_name_or_path=$ENCODER --n_iter=4 --mask_ratio=0
-[ -e $DATA/tokenized/augmented.arrow ] || $PYTHON preprocess.py $COMMON --bert_model_name_or_path=$ENCODER
+prepare_rows() {
+    mkdir -p $RUN $ROWS $DATA
+    cp -n $SST2/{train,valid,test}.txt $DATA
+    [ -e $DATA/augmented.txt ] ||
+        $PYTHON augment_data.py --data_dir=$DATA --bert_model_name_or_path=$ENCODER --n_iter=4 --mask_ratio=0
+    [ -e $DATA/tokenized/augmented.arrow ] || $PYTHON preprocess.py $COMMON --bert_model_name_or_path=$ENCODER
+}
+
+run() { # FUNCTION...: rows, once the data is there
+    prepare_rows
+    "$@"
+}
+
 case ${1:-all} in
-main) main_rows ;;
-ablations) ablations ;;
-unlabelled) unlabelled_rows ;;
-row) row "$2" "$3" ;;
+main) run main_rows ;;
+ablations) run ablations ;;
+unlabelled) run unlabelled_rows ;;
+row) run row "$2" "$3" ;;
 table) ;;
+ladder) ladder_table ;;
 all)
-    main_rows
+    run main_rows
     ablations
     ;;
 *)
-    echo "benchmarks/sst2.sh: unknown rows $1: give main, row, ablations, unlabelled or table" >&2
+    echo "benchmarks/sst2.sh: unknown rows $1: give main, row, ablations, unlabelled, ladder or table" >&2
     exit 2
     ;;
 esac

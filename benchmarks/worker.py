@@ -24,6 +24,8 @@ LIBRARIES = (
     "openvino",
     "nncf",
     "ctranslate2",
+    "torchao",
+    "model2vec",
 )
 GEMM_SHAPES = (
     (128, 384, 1536),
@@ -122,11 +124,9 @@ def part_of(rows: list[dict], part: int, parts: int) -> list[dict]:
 def graph_seconds(backend, rows: list[dict], batch_size: int) -> float:
     """Seconds from token ids to logits of all rows, after two batches that do not count."""
     batches = [backend.inputs(batch) for batch in backend.batches(rows, batch_size)]
-    for batch in batches[:2]:
-        backend.graph(batch)
+    backend.graphs(batches[:2])
     start = time.perf_counter()
-    for batch in batches:
-        backend.graph(batch)
+    backend.graphs(batches)
     return time.perf_counter() - start
 
 

@@ -116,9 +116,28 @@ def test_a_larger_teacher_of_another_family(tmp_path):
     assert all("=runs/tickets/teacher " in command and "--unlabelled" in command for command in distilled)
     (start,) = [command for command in commands(done, "prune.py") if "--keep_layers=1,3,5" in command]
     assert "--bert_output_dir=runs/tickets/assistant" in start
+    (cascade,) = commands(done, "cascade.py")
+    stages = [
+        f"runs/tickets/models/{name}" for name in ("pruned-small", "pruned-medium", "assistant", "pruned-teacher")
+    ]
+    assert [part for part in cascade.split() if "/models/" in part and not part.startswith("--")] == stages
     (link,) = [line for line in done.stdout.splitlines() if line.startswith("ln -sf")]
     names = {part.rsplit("/", 1)[1] for part in link.split() if part.startswith(str(tmp_path))}
     assert names == {"train.csv", "valid.csv", "test.csv", "unlabelled.txt"}
+
+
+def test_variables_in_the_place_of_its_own(tmp_path):
+    (tmp_path / "data/tickets").mkdir(parents=True)
+    (tmp_path / "data/tickets/train.csv").touch()
+    options = ["EPOCHS_student=7", "EPOCHS_small=5", "CASCADE_OPTIONS=--target_speedup=9", "STATIC=static"]
+    done = make(tmp_path, "-n", "ladder", "DATA=data/tickets", "TEACHER=large", *options)
+    epochs = {command.split("--save_path=")[1].split()[0]: command for command in commands(done, "fastformers.py")}
+    assert "--epoch=5" in epochs["runs/tickets/pruned-small.pt"] and "--epoch=7" in epochs["runs/tickets/student.pt"]
+    (cascade,), (report,) = commands(done, "cascade.py"), commands(done, "report.py")
+    assert "--target_speedup=9" in cascade and "--max_asked" not in cascade
+    assert " model2vec static " in report
+    (report,) = commands(make(tmp_path, "-n", "ladder", "DATA=data/tickets"), "report.py")
+    assert "model2vec" not in report
 
 
 def test_the_task_of_the_config(tmp_path):

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -212,6 +213,27 @@ def _open_linear(path: str, setting: Setting) -> Rung:
     return Rung(engine, parameters, 8 * parameters, is_step=False, reads_tokens=False)
 
 
+def _open_model2vec(path: str, setting: Setting) -> Rung:
+    """Static embeddings and a classifier on them, a folder that model2vec's `StaticModelPipeline` saved."""
+    try:
+        from model2vec.inference import StaticModelPipeline
+    except ImportError:
+        raise UserError("--rung: the engine model2vec is not installed: run `pip install model2vec`") from None
+    if setting.task != SINGLE_LABEL:
+        raise UserError("--rung: the engine model2vec is for one label a text: leave it out")
+    if not (Path(path) / "model.safetensors").is_file():
+        raise UserError(f"--rung: {path} holds no model.safetensors: give a folder that model2vec saved")
+    pipeline = StaticModelPipeline.from_pretrained(path)
+    known = [str(label) for label in pipeline.classes_]
+    if sorted(known) != sorted(setting.labels):
+        raise UserError(f"--rung: {path} gives the labels {', '.join(known)}: give a model with the data set's")
+    columns = [known.index(label) for label in setting.labels]
+    engine = TextEngine(_joined, lambda text: pipeline.predict_proba([text])[:, columns])
+    arrays = [pipeline.model.embedding, *(array for layer in pipeline.head.layers for array in vars(layer).values())]
+    sizes = sum(array.size for array in arrays), sum(array.nbytes for array in arrays)
+    return Rung(engine, *sizes, is_step=False, reads_tokens=False)
+
+
 def log_odds(probabilities: np.ndarray) -> np.ndarray:
     """The logits whose sigmoids probabilities are."""
     inside = np.clip(probabilities, 1e-9, 1 - 1e-9)
@@ -253,6 +275,7 @@ OPENERS: dict[str, Callable[[str, Setting], Rung]] = {
     "onnx_instances": partial(_open_graph, has_instances=True),
     "bert_base": _open_bert_base,
     "linear": _open_linear,
+    "model2vec": _open_model2vec,
 }
 
 
