@@ -91,17 +91,21 @@ ladder() { # TARGET SEED VARIABLES...: make the ladder, or one of its models, fr
         SHAPE_small="--keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=128" "$@"
 }
 
-of_ladder() { # NAME MODEL SEED: a model of the ladder; of other seeds, of the same larger teacher
-    local folder=runs/sst2
-    ladder $folder/teacher.done 42
+of_ladder() { # NAME MODEL SEED: a model of the ladder; of other seeds, begun from the same models as that of seed 42
+    local folder=runs/sst2 before
     if [ "$3" != 42 ]; then
-        folder=runs/sst2-seed-$3
+        folder=$RUN/$1-ladder
         mkdir -p "$folder"
-        ln -sfn ../sst2/teacher ../sst2/teacher.pt ../sst2/teacher.done ../sst2/teacher-data "$folder"
+        for before in teacher assistant student; do
+            [ "$before" != "$2" ] || break
+            ladder "runs/sst2/$before.done" 42
+            ln -sfn "$PWD/runs/sst2/$before" "$PWD/runs/sst2/$before.pt" "$PWD/runs/sst2/$before.done" "$folder"
+        done
+        ln -sfn "$PWD/runs/sst2/teacher-data" "$folder"
     fi
     ladder "$folder/$2.done" "$3" RUN="$folder"
-    ln -sfn "../../$folder/$2" "$RUN/$1"
-    ln -sfn "../../$folder/$2.pt" "$RUN/$1.pt"
+    ln -sfn "$PWD/$folder/$2" "$RUN/$1"
+    ln -sfn "$PWD/$folder/$2.pt" "$RUN/$1.pt"
 }
 
 larger() { # SEED
