@@ -217,7 +217,7 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 	@touch $@
 
 # The smallest model, which asks larger ones where it is not sure. Served by processes of one thread, so measured so.
-STAGES = pruned-small pruned-medium $(if $(TEACHER),assistant) pruned-teacher
+STAGES = pruned-small $(if $(TEACHER),student assistant,pruned-medium) pruned-teacher
 $(RUN)/cascade.done: $(STAGES:%=$(RUN)/int8-%.done)
 	$(PYTHON) cascade.py --data_dir=$(DATA) $(COLUMNS) $(STAGES:%=$(RUN)/models/%) \
 		$(CASCADE_OPTIONS) --output_dir=$(RUN)/models/cascade --num_threads=1

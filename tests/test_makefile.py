@@ -118,7 +118,7 @@ def test_a_larger_teacher_of_another_family(tmp_path):
     assert "--bert_output_dir=runs/tickets/assistant" in start
     (cascade,) = commands(done, "cascade.py")
     stages = [
-        f"runs/tickets/models/{name}" for name in ("pruned-small", "pruned-medium", "assistant", "pruned-teacher")
+        f"runs/tickets/models/{name}" for name in ("pruned-small", "student", "assistant", "pruned-teacher")
     ]
     assert [part for part in cascade.split() if "/models/" in part and not part.startswith("--")] == stages
     (link,) = [line for line in done.stdout.splitlines() if line.startswith("ln -sf")]
