@@ -117,9 +117,7 @@ def test_a_larger_teacher_of_another_family(tmp_path):
     (start,) = [command for command in commands(done, "prune.py") if "--keep_layers=1,3,5" in command]
     assert "--bert_output_dir=runs/tickets/assistant" in start
     (cascade,) = commands(done, "cascade.py")
-    stages = [
-        f"runs/tickets/models/{name}" for name in ("pruned-small", "student", "assistant", "pruned-teacher")
-    ]
+    stages = [f"runs/tickets/models/{name}" for name in ("pruned-small", "student", "assistant", "pruned-teacher")]
     assert [part for part in cascade.split() if "/models/" in part and not part.startswith("--")] == stages
     (link,) = [line for line in done.stdout.splitlines() if line.startswith("ln -sf")]
     names = {part.rsplit("/", 1)[1] for part in link.split() if part.startswith(str(tmp_path))}
