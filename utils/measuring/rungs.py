@@ -224,7 +224,7 @@ def _open_model2vec(path: str, setting: Setting) -> Rung:
     if not (Path(path) / "model.safetensors").is_file():
         raise UserError(f"--rung: {path} holds no model.safetensors: give a folder that model2vec saved")
     pipeline = StaticModelPipeline.from_pretrained(path)
-    known = [str(label) for label in pipeline.classes_]
+    known = [] if pipeline.classes_ is None else [str(label) for label in pipeline.classes_]
     if sorted(known) != sorted(setting.labels):
         raise UserError(f"--rung: {path} gives the labels {', '.join(known)}: give a model with the data set's")
     columns = [known.index(label) for label in setting.labels]
