@@ -4,12 +4,13 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from utils.system.devices import choose_device, make_accelerator
+from utils.system.devices import choose_device, make_accelerator, wait_for_everyone
 from utils.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +46,26 @@ def test_auto_takes_the_precision_that_the_hardware_has(monkeypatch, precision, 
 def test_fp16_needs_a_gpu():
     with pytest.raises(UserError, match="--precision=fp16"):
         make_accelerator("cpu", "fp16")
+
+
+def test_a_gpu_for_each_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"--device=cuda: 2 processes but 1 GPU\(s\)"):
+        make_accelerator("auto", "fp32")
+
+
+def test_processes_on_the_cpu_wait_without_a_gpu(monkeypatch):
+    """Accelerate's own way names one wherever PyTorch sees any, and fails where there are more processes."""
+    calls = []
+    monkeypatch.setattr(torch.distributed, "barrier", lambda *given, **named: calls.append((given, named)))
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
+    wait_for_everyone(accelerator)
+    assert calls == [((), {})]
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, wait_for_everyone=lambda: None)
+    wait_for_everyone(accelerator)
+    assert len(calls) == 1
 
 
 FAULTS = """

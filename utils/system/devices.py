@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 
 import torch
 from accelerate import Accelerator
@@ -45,9 +46,16 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
         precision: fp32, bf16, fp16, or auto: bf16 where the hardware multiplies it, else fp32.
 
     Raises:
-        UserError: the device is not there, or cannot do the precision.
+        UserError: the device is not there, or cannot do the precision, or the launcher started more processes on this
+            machine than it has GPUs.
     """
     device = choose_device(device)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # as torchrun and accelerate launch set it
+    if device == "cuda" and processes > torch.cuda.device_count():
+        raise UserError(
+            f"--device=cuda: {processes} processes but {torch.cuda.device_count()} GPU(s): start one for each GPU, or "
+            "take --device=cpu"
+        )
     if precision == "auto":
         precision = "bf16" if has_bf16(device) else "fp32"
     if precision == "fp16" and device != "cuda":
@@ -58,6 +66,17 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
         logging.getLogger().setLevel(logging.ERROR)
     logger.info("[Device] : %s, %s, %d process(es)", accelerator.device, precision, accelerator.num_processes)
     return accelerator
+
+
+def wait_for_everyone(accelerator: Accelerator) -> None:
+    """Return when all processes of the launcher have come here.
+
+    Accelerate names a GPU for that even where the processes run on the CPU, which fails where there are fewer of them.
+    """
+    if accelerator.device.type == "cpu" and accelerator.num_processes > 1:
+        torch.distributed.barrier()
+    else:
+        accelerator.wait_for_everyone()
 
 
 def keep_freed_memory() -> None:

@@ -19,7 +19,7 @@ from utils.data.tables import Data, collate, lengths, shuffled_batches
 from utils.models.classifier import model_inputs
 from utils.models.output_layer import standardized_output
 from utils.system.bars import progress_bar
-from utils.system.devices import keep_freed_memory
+from utils.system.devices import keep_freed_memory, wait_for_everyone
 from utils.system.signals import Terminated, record_signals
 from utils.training.resume import Progress, UnfinishedRun, load_progress, save_progress
 from utils.training.scalars import Scalars, no_scalars
@@ -135,7 +135,7 @@ def _train(
             _stop_if_asked(received, accelerator, progress, save_run)
             if run and progress.step % run.save_steps == 0:
                 save_run()
-    accelerator.wait_for_everyone()
+    wait_for_everyone(accelerator)
     assert progress.best, "at least one evaluation"
     return progress.best
 
@@ -256,7 +256,7 @@ def _stop_if_asked(
     if not asked:
         return
     save_run()
-    accelerator.wait_for_everyone()
+    wait_for_everyone(accelerator)
     kind = Terminated if Terminated.signal in received else KeyboardInterrupt
     raise kind(f"stopped at step {progress.step}: run the same command again to continue")
 

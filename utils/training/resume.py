@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from utils.system.devices import wait_for_everyone
 from utils.system.files import atomic_file
 from utils.system.journal import check_flags, damaged, is_there, unfinished_path
 from utils.training.scoring import Evaluation
@@ -80,10 +81,10 @@ def begin_run(
 
 def discard(run: UnfinishedRun, accelerator: Accelerator) -> None:
     """Remove a run that is finished, or is to start again."""
-    accelerator.wait_for_everyone()
+    wait_for_everyone(accelerator)
     if accelerator.is_main_process:
         run.path.unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
+    wait_for_everyone(accelerator)
 
 
 def save_progress(

@@ -16,6 +16,7 @@ from utils.data.tables import Data
 from utils.data.teacher_rows import rows_of_teacher
 from utils.models.classifier import fingerprint
 from utils.models.output_layer import Scale, standardized_output
+from utils.system.devices import wait_for_everyone
 from utils.system.files import atomic_file
 from utils.training.resume import hardware
 from utils.training.scoring import evaluate_logits, predict
@@ -127,7 +128,7 @@ def _logits_of_part(
             return logits
     except (OSError, SafetensorError, KeyError):
         pass  # not there, or damaged: it is made again
-    accelerator.wait_for_everyone()  # all have looked before one writes
+    wait_for_everyone(accelerator)  # all have looked before one writes
     with standardized_output(teacher, scale):  # so that bf16 rounds no large scores
         logits = predict(teacher, rows, accelerator, name)
     if accelerator.is_main_process and os.access(path.parent, os.W_OK):
