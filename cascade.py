@@ -11,7 +11,8 @@ A text with any number of labels goes on when a stage is not sure of one of them
 its labels are. Models of scores make no cascade: a score says nothing of how sure it is.
 
 Every stage runs over the rows of valid, one at a time, in turns. Thresholds are then chosen for all stages together, by
-one of three aims; a stage without which the cascade is better is left out. --max_accuracy_drop=0.01 takes the fastest
+the accuracy to be expected: how probable it is, by what all stages say of a row, that the answer is right. There are
+three aims, and a stage without which the cascade is better is left out. --max_accuracy_drop=0.01 takes the fastest
 cascade that loses at most 0.01 of the last model's accuracy in 95 % of the bootstrap's resamples of valid: on average
 it loses less. --max_asked=0.2 takes the most accurate that passes on at most a fifth of the rows, --target_speedup=3
 the most accurate that is three times as fast as the last model. Where the data folder holds a file of texts without
@@ -49,7 +50,7 @@ from utils.data.tables import evenly_spaced
 from utils.data.texts import UNLABELLED, Columns, labelled_texts, split_path
 from utils.data.texts_to_label import has_columns, read_columns
 from utils.export.cascade_dir import check_cascade_dir, write_cascade_dir
-from utils.measuring.calibration import fit_temperature
+from utils.measuring.calibration import fit_temperature, pooled_probabilities
 from utils.measuring.picture import frontier_figure
 from utils.measuring.thresholds import Candidate, StageResults, candidates, check_order, choose, frontier, single_models
 from utils.measuring.timing import aligned_table, timed_in_turns
@@ -205,6 +206,17 @@ def unlabelled_results(models: list[Predictor], texts: list[Text], temperatures:
     return stage_results(models, logits, temperatures, np.zeros((len(models), len(texts))))
 
 
+def probability_right(results: StageResults, logits: list[np.ndarray], true: np.ndarray, task: str) -> np.ndarray:
+    """How probable it is that each stage's answer is right, by all stages together: float [stages, rows].
+
+    Of several labels a row it is what was seen, 0 or 1.
+    """
+    if task != SINGLE_LABEL:
+        return (results.answers == true).astype(np.float64)
+    probabilities = pooled_probabilities(np.array(logits), true)
+    return probabilities[np.arange(len(true)), results.answers]
+
+
 def fitted_temperatures(logits: list[np.ndarray], true: np.ndarray, task: str) -> list[float]:
     """What each stage's logits are divided by: 1 where thresholds of labels go by their probabilities as they are."""
     return [fit_temperature(scores, true) if task == SINGLE_LABEL else 1.0 for scores in logits]
@@ -223,6 +235,7 @@ def table(names: list[str], shown: list[Candidate], chosen: Candidate, accuracy:
             stage_names(one, names),
             " ".join(f"{100 * share:.0f}" for share in one.shares),
             f"{one.accuracy:.4f}",
+            f"{one.expected:.4f}",
             "-".join(f"{limit:.3f}" for limit in one.accuracy_range),
             f"{one.difference:+.4f}",
             f"{one.lowest_difference:+.4f}",
@@ -234,7 +247,7 @@ def table(names: list[str], shown: list[Candidate], chosen: Candidate, accuracy:
         ]
         for one in shown
     ]
-    header = ["stages, with thresholds", "% answered", accuracy, "95 % range", "difference", "at least"]
+    header = ["stages, with thresholds", "% answered", accuracy, "expected", "95 % range", "difference", "at least"]
     return aligned_table([*header, "% changed", "mean ms", "p50 ms", "p99 ms", "chosen"], rows)
 
 
@@ -247,10 +260,10 @@ def sentences(chosen: Candidate, singles: list[Candidate], names: list[str], num
         f"{chosen.lowest_difference:+.4f}), {last.mean_ms / chosen.mean_ms:.2f} times as fast as {names[-1]}"
     )
     for name, single in zip(names, singles, strict=True):
-        if single.accuracy >= chosen.accuracy and single.mean_ms <= chosen.mean_ms:
+        if single.expected >= chosen.expected and single.mean_ms <= chosen.mean_ms:
             return rule, (
-                f"{name} alone ({single.accuracy:.4f}, {single.mean_ms:.3f} ms) is as accurate and as fast as this "
-                f"cascade ({chosen.accuracy:.4f}, {chosen.mean_ms:.3f} ms)"
+                f"{name} alone ({single.expected:.4f}, {single.mean_ms:.3f} ms) is as accurate and as fast as this "
+                f"cascade ({chosen.expected:.4f}, {chosen.mean_ms:.3f} ms)"
             )
     return rule, None
 
@@ -280,9 +293,9 @@ def write_result(
         logger.info("[Left out] : %s, without which it is better", ", ".join(unused))
     alone = {name: asdict(one) for name, one in zip(names, singles, strict=True)}
     details = {"chosen": asdict(chosen), "models": alone, "frontier": [asdict(one) for one in best]}
-    points = [(name, one.mean_ms, 100 * one.accuracy) for name, one in zip(names, singles, strict=True)]
-    line = [(one.mean_ms, 100 * one.accuracy) for one in best]
-    figure = frontier_figure(points, line, (chosen.mean_ms, 100 * chosen.accuracy), accuracy)
+    points = [(name, one.mean_ms, 100 * one.expected) for name, one in zip(names, singles, strict=True)]
+    line = [(one.mean_ms, 100 * one.expected) for one in best]
+    figure = frontier_figure(points, line, (chosen.mean_ms, 100 * chosen.expected), f"expected {accuracy}")
     origin = {"machine": machine, "rows": num_rows, "asked": chosen.asked}
     write_cascade_dir(path, stages, origin, rule, text, details, figure)
 
@@ -303,8 +316,9 @@ def main() -> None:
     results = stage_results(models, logits, temperatures, milliseconds)
     for warning in check_order(names, results, true):
         logger.warning("[Order] : %s", warning)
-    measured = candidates(results, true, unlabelled_results(models, unlabelled_texts, temperatures))
-    singles = single_models(results, true)
+    right = probability_right(results, logits, true, task)
+    measured = candidates(results, true, right, unlabelled_results(models, unlabelled_texts, temperatures))
+    singles = single_models(results, true, right)
     chosen = choose(
         measured,
         singles[-1].mean_ms,

@@ -8,6 +8,7 @@ from utils.measuring.calibration import (
     calibration_error_by_chance,
     expected_calibration_error,
     fit_temperature,
+    pooled_probabilities,
 )
 from utils.predictor import softmax
 
@@ -41,6 +42,37 @@ def test_where_all_is_right_the_temperature_stays_finite():
     logits = np.eye(2)[[0, 1, 0, 1]].astype(np.float32)
     assert 0.01 < fit_temperature(logits, np.array([0, 1, 0, 1])) < 1
     assert 1 < fit_temperature(logits, np.array([1, 0, 1, 0])) < 100
+
+
+def loss(probabilities: np.ndarray, true: np.ndarray) -> float:
+    return float(-np.log(probabilities[np.arange(len(true)), true]).mean())
+
+
+def test_two_models_together_know_more_than_each():
+    """Against a search of both weights."""
+    logits, true = drawn(1.0, 3, 400)
+    noise = np.random.default_rng(1).normal(0, 2, (2, *logits.shape))
+    both = logits + noise
+    searched = [
+        loss(softmax(first * both[0] + second * both[1]), true)
+        for first in np.linspace(0, 1.5, 61)
+        for second in np.linspace(0, 1.5, 61)
+    ]
+    found = loss(pooled_probabilities(both, true), true)
+    assert min(searched) - 5e-4 < found < min(searched) + 1e-6
+    assert found < min(loss(softmax(one / fit_temperature(one, true)), true) for one in both) - 0.02
+
+
+def test_a_model_that_is_wrong_has_no_say():
+    logits, true = drawn(1.0, 3, 400)
+    pooled = pooled_probabilities(np.array([logits, -logits + 0.1]), true)
+    np.testing.assert_allclose(pooled, softmax(logits / fit_temperature(logits, true)), atol=0.01)
+
+
+def test_models_that_are_always_right_are_believed():
+    logits = np.eye(2)[[0, 1, 0, 1]]
+    pooled = pooled_probabilities(np.array([logits, 3 * logits]), np.array([0, 1, 0, 1]))
+    assert np.isfinite(pooled).all() and (pooled[np.arange(4), [0, 1, 0, 1]] > 0.99).all()
 
 
 def test_errors_by_hand():

@@ -30,6 +30,11 @@ def drawn(num_stages: int, num_rows: int, seed: int = 0, num_labels: int = 3) ->
     return StageResults(confidence, answers, milliseconds), true
 
 
+def seen(results: StageResults, true: np.ndarray) -> np.ndarray:
+    """Which answers are right."""
+    return (results.answers == true).astype(float)
+
+
 def by_rows(results: StageResults, true: np.ndarray, thresholds: tuple[float, ...]) -> tuple[list[int], float, float]:
     """The stage of each row, the accuracy and the mean milliseconds: row after row, stage after stage."""
     stages, right, milliseconds = [], 0, 0.0
@@ -54,7 +59,7 @@ def with_last(num_stages: int) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("num_stages", [2, 3, 4])
 def test_what_thresholds_give(num_stages):
     results, true = drawn(num_stages, 40)
-    measured = candidates(results, true)
+    measured = candidates(results, true, seen(results, true))
     assert len({(one.members, one.thresholds) for one in measured}) == len(measured) > 100 * (num_stages > 2)
     assert {one.members for one in measured} == set(with_last(num_stages))
     for one in measured[:: len(measured) // 40 + 1]:
@@ -81,7 +86,7 @@ def test_choices_are_the_best_of_all_that_there_are(num_stages, seed):
             values = np.sort(stage)
             every.append([0.0, *((values[1:] + values[:-1]) / 2), 1.0])
         tried += [by_rows(own, true, thresholds) for thresholds in itertools.product(*every)]
-    measured = candidates(results, true)
+    measured = candidates(results, true, seen(results, true))
     assert len(measured) == len(tried)
 
     for limit in (0.0, 0.2, 0.5, 1.0):
@@ -101,7 +106,7 @@ def test_choices_are_the_best_of_all_that_there_are(num_stages, seed):
 
 def test_the_fastest_whose_lower_bound_is_high_enough():
     results, true = drawn(2, 400)
-    measured, last = candidates(results, true), (results.answers[-1] == true).mean()
+    measured, last = candidates(results, true, seen(results, true)), (results.answers[-1] == true).mean()
     for drop in (0.0, 0.02, 0.05, 1.0):
         one = choose(measured, results.milliseconds[-1].mean(), max_accuracy_drop=drop)
         faster = [other for other in measured if other.mean_ms < one.mean_ms]
@@ -120,7 +125,7 @@ def test_few_rows_prove_little():
     """Stages that say the same of 20 rows may differ on 3 of 20 others."""
     results, true = drawn(2, 20)
     results = results._replace(answers=np.array([true, true]))
-    for one in candidates(results, true):
+    for one in candidates(results, true, seen(results, true)):
         assert one.difference == 0
         assert one.lowest_difference == (0 if one.thresholds == (1.0,) else pytest.approx(-0.15))
 
@@ -131,8 +136,8 @@ def test_unlabelled_rows_raise_the_bound():
     many, _ = drawn(2, 3000, 1)
     many = many._replace(answers=np.zeros_like(many.answers))
     many.answers[0, many.confidence[0] < 0.6] = 1
-    few = {one.thresholds: one for one in candidates(results, true)}
-    for one in candidates(results, true, many):
+    few = {one.thresholds: one for one in candidates(results, true, seen(results, true))}
+    for one in candidates(results, true, seen(results, true), many):
         changed = np.mean((many.confidence[0] > one.thresholds[0]) & (many.confidence[0] < 0.6))
         assert one.disagreement == pytest.approx(changed)
         assert one.lowest_difference >= few[one.thresholds].lowest_difference
@@ -151,13 +156,13 @@ def test_grid_of_many_rows_and_of_equal_ones():
     assert counts.min() > 50 and counts.max() < 150
     equal = results._replace(confidence=np.ones((3, 5000)))
     assert threshold_grid(equal.confidence) == [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)]
-    stages = {one.thresholds: one.shares for one in candidates(equal, true) if len(one.members) == 3}
+    stages = {one.thresholds: one.shares for one in candidates(equal, true, seen(equal, true)) if len(one.members) == 3}
     assert stages[1.0, 1.0] == (0, 0, 1) and stages[0.0, 1.0] == (1, 0, 0) and stages[1.0, 0.0] == (0, 1, 0)
 
 
 def test_single_models():
     results, true = drawn(3, 50)
-    for number, one in enumerate(single_models(results, true)):
+    for number, one in enumerate(single_models(results, true, seen(results, true))):
         assert one.accuracy == pytest.approx((results.answers[number] == true).mean())
         assert one.mean_ms == pytest.approx(results.milliseconds[number].mean())
         assert (one.members, one.thresholds, one.shares) == ((number,), (), (1.0,))
@@ -167,8 +172,11 @@ def test_single_models():
 def test_of_equal_candidates_one_is_on_the_frontier():
     """The more accurate of those that take the same time, and the faster of those that are as accurate."""
     results, true = drawn(2, 50)
-    one = candidates(results, true)[0]
-    worse, later = (replace(one, accuracy=one.accuracy - 0.1), replace(one, mean_ms=one.mean_ms + 1))
+    one = candidates(results, true, seen(results, true))[0]
+    worse, later = (
+        replace(one, accuracy=one.accuracy - 0.1, expected=one.expected - 0.1),
+        replace(one, mean_ms=one.mean_ms + 1),
+    )
     assert frontier([worse, later, one]) == frontier([one, later, worse]) == [one]
     safe = [replace(each, lowest_difference=0.0) for each in (worse, one)]
     assert choose(safe, one.mean_ms, max_accuracy_drop=0.0) == safe[1]
@@ -180,7 +188,26 @@ def test_a_stage_that_does_not_help_is_left_out():
     results, true = drawn(3, 300)
     results.answers[1], results.confidence[1] = results.answers[0], results.confidence[0]
     for aim in ({"max_accuracy_drop": 0.05}, {"max_asked": 0.3}, {"target_speedup": 2.0}):
-        assert choose(candidates(results, true), results.milliseconds[-1].mean(), **aim).members == (0, 2)
+        assert choose(
+            candidates(results, true, seen(results, true)), results.milliseconds[-1].mean(), **aim
+        ).members == (0, 2)
+
+
+def test_the_accuracy_to_be_expected_decides():
+    """Not what was seen, where the two differ."""
+    results, true = drawn(3, 300)
+    right = np.random.default_rng(1).uniform(0.3, 1, results.answers.shape)
+    measured, last_ms = candidates(results, true, right), results.milliseconds[-1].mean()
+    for one in measured[::100]:
+        stages = answering_stages(results.confidence[list(one.members)], one.thresholds)
+        assert one.expected == pytest.approx(right[np.array(one.members)[stages], np.arange(300)].mean())
+    fitting = [one for one in measured if one.asked <= 0.4]
+    one = choose(measured, last_ms, max_asked=0.4)
+    assert one.expected == max(other.expected for other in fitting) > fitting[0].expected
+    assert one.accuracy < max(other.accuracy for other in fitting)
+    fast = [other for other in measured if other.mean_ms * 1.5 <= last_ms]
+    assert choose(measured, last_ms, target_speedup=1.5).expected == max(other.expected for other in fast)
+    assert [other.expected for other in frontier(measured)] == sorted({other.expected for other in frontier(measured)})
 
 
 def test_order():
@@ -206,4 +233,4 @@ def test_a_speed_that_no_cascade_has():
     last_ms = results.milliseconds[-1].mean()
     most = last_ms / results.milliseconds[0].mean()
     with pytest.raises(UserError, match=rf"--target_speedup=90: .* {most:.2f} times as fast"):
-        choose(candidates(results, true), last_ms, target_speedup=90)
+        choose(candidates(results, true, seen(results, true)), last_ms, target_speedup=90)
