@@ -144,11 +144,13 @@ stsb() {
     once teacher $PYTHON train.py --config=$LARGER_CONFIG --data_dir="$OWN-mpnet" --bert_model_name_or_path=$LARGER \
         --bert_output_dir="$RUN/teacher" --save_path="$RUN/teacher.pt" --lr=3e-5 --epoch=4 --batch_size=32
     taught own-6-layers "$RUN/similarity" "$OWN" --lr=2e-4 --epoch=3
-    once start $PYTHON prune.py $COMMON --bert_output_dir="$RUN/own-6-layers" --keep_layers=1,3,5 \
-        --bert_output_dir_pruned="$RUN/start"
-    taught own-3-layers "$RUN/start" "$OWN" --lr=2e-4 --epoch=4
     taught assistant "$RUN/own-6-layers" "$ALL" --lr=1e-4 --epoch=2
-    taught student "$RUN/own-3-layers" "$ALL" --lr=1e-4 --epoch=2
+    once start $PYTHON prune.py $COMMON --bert_output_dir="$RUN/assistant" --keep_layers=1,3,5 \
+        --bert_output_dir_pruned="$RUN/start"
+    once student $PYTHON fastformers.py --config=$CONFIG --data_dir="$ALL" --unlabelled --batch_size=32 --dropout=0 \
+        --teacher_bert_model_name_or_path="$RUN/assistant" --bert_model_name_or_path="$RUN/start" \
+        --bert_output_dir="$RUN/student" --save_path="$RUN/student.pt" --lr=2e-4 --epoch=2 --state_loss_ratio=1 \
+        --state_layers=all
     scored teacher --config=$LARGER_CONFIG --data_dir="$OWN-mpnet" --bert_output_dir="$RUN/teacher"
     scored assistant --bert_output_dir="$RUN/assistant"
     scored student --bert_output_dir="$RUN/student"
