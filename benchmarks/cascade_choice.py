@@ -17,7 +17,7 @@ import numpy as np
 
 from cascade import fitted_temperatures, measure_stages, open_models, probability_right, read_valid, stage_results
 from utils.arguments import add_column_options, add_text_options, positive_int, script_parser, text_columns
-from utils.measuring.thresholds import StageResults, answering_stages, candidates, choose
+from utils.measuring.thresholds import StageResults, candidate, candidates, choose
 from utils.measuring.timing import aligned_table
 from utils.models.config import SINGLE_LABEL
 from utils.predictor import Predictor
@@ -40,6 +40,11 @@ def of_rows(results: StageResults, rows: np.ndarray) -> StageResults:
     return StageResults(*(array[:, rows] for array in results))
 
 
+def seen(results: StageResults, true: np.ndarray) -> np.ndarray:
+    """1 for each right answer, 0 for each wrong one: float [stages, rows]."""
+    return (results.answers == true).astype(np.float64)
+
+
 def chosen_and_tried(
     models: list[Predictor], logits: list[np.ndarray], true: np.ndarray, milliseconds: np.ndarray, order: np.ndarray
 ) -> dict[tuple[float, str], tuple[float, float, float]]:
@@ -54,7 +59,7 @@ def chosen_and_tried(
     results = stage_results(models, logits, temperatures, milliseconds)
     half, rest = of_rows(results, own), of_rows(results, other)
     rules = {
-        "seen": (half.answers == true[own]).astype(float),
+        "seen": seen(half, true[own]),
         "expected": probability_right(half, own_logits, true[own], SINGLE_LABEL),
     }
     found = {}
@@ -62,11 +67,8 @@ def chosen_and_tried(
         measured = candidates(half, true[own], right)
         for speedup in SPEEDUPS:
             one = choose(measured, half.milliseconds[-1].mean(), target_speedup=speedup)
-            members, rows = list(one.members), np.arange(len(other))
-            stages = answering_stages(rest.confidence[members], one.thresholds)
-            accuracy = (rest.answers[members][stages, rows] == true[other]).mean()
-            mean_ms = rest.milliseconds[members].cumsum(0)[stages, rows].mean()
-            found[speedup, rule] = (one.expected, accuracy, rest.milliseconds[-1].mean() / mean_ms)
+            tried = candidate(rest, true[other], seen(rest, true[other]), one.members, one.thresholds)
+            found[speedup, rule] = (one.expected, tried.accuracy, rest.milliseconds[-1].mean() / tried.mean_ms)
     return found
 
 

@@ -154,7 +154,6 @@ stsb() {
     scored teacher --config=$LARGER_CONFIG --data_dir="$OWN-mpnet" --bert_output_dir="$RUN/teacher"
     scored assistant --bert_output_dir="$RUN/assistant"
     scored student --bert_output_dir="$RUN/student"
-    folder assistant
     folder student
     ladder "$columns" --rung "+ distillation, 6 small layers" pytorch "$RUN/assistant"
 }

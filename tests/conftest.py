@@ -2,9 +2,11 @@
 
 import importlib
 import logging
+import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -211,6 +213,34 @@ def script(capsys, monkeypatch, tmp_path):
         return code, capsys.readouterr().err
 
     return run_script
+
+
+def torchrun(script, *arguments: str, agent: tuple[str, ...] = ()) -> subprocess.Popen:
+    """A script in two processes on this machine, or in those that the options `agent` say."""
+    command = [sys.executable, "-m", "torch.distributed.run", *(agent or ("--standalone", "--nproc_per_node=2"))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [*command, str(script), *arguments],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Call a function before the optimizer's step of this number, once: `at_step(7, act)`."""
+
+    def arrange(number: int, act) -> None:
+        step, calls = torch.optim.AdamW.step, []
+
+        def counted(*arguments, **options):
+            calls.append(1)
+            if len(calls) == number:
+                act()
+            return step(*arguments, **options)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+
+    return arrange
 
 
 def fails(result: tuple[int, str], *parts: str) -> None:

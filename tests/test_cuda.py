@@ -6,12 +6,10 @@ Skipped where there is none, or where PyTorch has another build.
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, torchrun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -40,21 +38,12 @@ def test_a_student_learns_what_it_learns_on_the_cpu(trained, precision, toleranc
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_run_that_was_stopped_goes_on(trained, monkeypatch, precision):
+def test_a_run_that_was_stopped_goes_on(trained, at_step, precision):
     """To the same weights, and in fp16 with the same scale of the gradients."""
     options = [*STEPS, "--device=cuda", f"--precision={precision}"]
     assert trained.distill(*options, out="whole")[0] == 0
-    step, calls = torch.optim.AdamW.step, []
-
-    def counted(*arguments, **keywords):
-        calls.append(1)
-        if len(calls) == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", counted)
-        code, stderr = trained.distill(*options, out="other")
+    at_step(8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    code, stderr = trained.distill(*options, out="other")
     assert code == 143, stderr
     code, stderr = trained.distill(*options, "--resume=always", out="other")
     assert code == 0 and "[Resume]" in stderr, stderr
@@ -76,27 +65,25 @@ def test_every_step_of_the_recipe(trained):
     assert scores[0] == scores[1] > 0.5
 
 
-def torchrun(project, processes: int, *options: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(ROOT / "train.py"), *project.common(), f"--bert_model_name_or_path={project.encoder}"]
+def in_processes(project, count: int, *options: str) -> tuple[int, str]:
+    """The exit code of train.py in so many processes, and what it said."""
+    command = [*project.common(), f"--bert_model_name_or_path={project.encoder}", "--epoch=1", "--batch_size=16"]
     command += [f"--bert_output_dir={project.folder / 'run'}", f"--save_path={project.folder / 'run.pt'}"]
-    ran = subprocess.run(
-        [*command, "--epoch=1", "--batch_size=16", *options],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    return ran.returncode, ran.stderr
+    agent = torchrun(ROOT / "train.py", *command, *options, agent=("--standalone", f"--nproc_per_node={count}"))
+    said, _ = agent.communicate(timeout=120)
+    return agent.returncode, said
 
 
 def test_a_process_of_a_launcher_for_each_gpu(trained):
     count = torch.cuda.device_count()
-    code, stderr = torchrun(trained, count, "--device=cuda")
-    assert code == 0 and f"cuda:0, bf16, {count} process(es)" in stderr, stderr
+    code, said = in_processes(trained, count, "--device=cuda")
+    assert code == 0 and f"cuda:0, bf16, {count} process(es)" in said, said
 
 
 def test_more_processes_than_gpus(trained):
     """One sentence, and how to go on."""
     count = torch.cuda.device_count() + 1
-    code, stderr = torchrun(trained, count, "--device=cuda")
-    assert code != 0 and f"{count} processes but {count - 1} GPU" in stderr, stderr
-    code, stderr = torchrun(trained, count, "--device=cpu")
-    assert code == 0, stderr
+    code, said = in_processes(trained, count, "--device=cuda")
+    assert code != 0 and f"{count} processes but {count - 1} GPU" in said, said
+    code, said = in_processes(trained, count, "--device=cpu")
+    assert code == 0, said

@@ -244,20 +244,12 @@ def test_teachers_that_do_not_fit(trained, made):
     assert snapshot(trained.folder) == before
 
 
-def test_another_second_teacher_is_refused(foreign, monkeypatch):
+def test_another_second_teacher_is_refused(foreign, at_step):
     """In a run that was stopped."""
     trained, own = foreign.trained, foreign.trained.folder / "teacher"
 
     taught_by(trained, own, foreign.teacher, more=["--epoch=2"], out="whole")
-    step, count = torch.optim.AdamW.step, []
-
-    def stopping(*arguments, **options):
-        count.append(1)
-        if len(count) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments, **options)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", stopping)
+    at_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
     more = ["--epoch=2"]
     assert distill(trained, own, foreign.teacher, more=more)[0] == 143
     fails(distill(trained, own, own, more=more), "--teacher_bert_model_name_or_path is", "--overwrite")

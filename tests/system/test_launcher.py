@@ -2,16 +2,14 @@
 
 import copy
 import json
-import os
 import random
 import shutil
 import socket
 import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, WORDS, make_encoder, make_tokenizer, snapshot
+from conftest import ROOT, WORDS, make_encoder, make_tokenizer, snapshot, torchrun
 from datasets import Dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -25,16 +23,6 @@ def valid_losses(log_dir) -> list[float]:
     events = EventAccumulator(str(log_dir))
     events.Reload()
     return [event.value for event in events.Scalars("valid/loss")]
-
-
-def torchrun(script, *arguments: str, agent: tuple[str, ...] = ()) -> subprocess.Popen:
-    """A script in two processes on this machine, or in those that the options `agent` say."""
-    command = [sys.executable, "-m", "torch.distributed.run", *(agent or ("--standalone", "--nproc_per_node=2"))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [*command, str(script), *arguments],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
 
 
 def output(*agents: subprocess.Popen) -> list[str]:

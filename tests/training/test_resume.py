@@ -17,24 +17,6 @@ from safetensors.torch import load_file
 STEPS = ["--epoch=3", "--eval_steps=4", "--save_steps=5"]  # 6 steps an epoch
 
 
-@pytest.fixture
-def at_step(monkeypatch):
-    """Call a function before the optimizer's step of this number, once: `at_step(7, act)`."""
-
-    def arrange(number: int, act) -> None:
-        step, calls = torch.optim.AdamW.step, []
-
-        def counted(*arguments, **options):
-            calls.append(1)
-            if len(calls) == number:
-                act()
-            return step(*arguments, **options)
-
-        monkeypatch.setattr(torch.optim.AdamW, "step", counted)
-
-    return arrange
-
-
 def assert_same_weights(project, one: str, other: str) -> None:
     expected, found = (torch.load(project.folder / f"{out}.pt", weights_only=True) for out in (one, other))
     for name, value in expected.items():

@@ -102,7 +102,7 @@ def candidates(
     *others, last = range(len(results.confidence))
     subsets = [(*some, last) for size in range(1, len(others) + 1) for some in itertools.combinations(others, size)]
     return [
-        _candidate(results, true, right, members, thresholds, unlabelled)
+        candidate(results, true, right, members, thresholds, unlabelled)
         for members in subsets
         for thresholds in threshold_grid(results.confidence[list(members)])
     ]
@@ -110,17 +110,18 @@ def candidates(
 
 def single_models(results: StageResults, true: np.ndarray, right: np.ndarray) -> list[Candidate]:
     """Every stage alone."""
-    return [_candidate(results, true, right, (number,), (), None) for number in range(len(results.confidence))]
+    return [candidate(results, true, right, (number,), ()) for number in range(len(results.confidence))]
 
 
-def _candidate(
+def candidate(
     results: StageResults,
     true: np.ndarray,
     right: np.ndarray,
     members: tuple[int, ...],
     thresholds: tuple[float, ...],
-    unlabelled: StageResults | None,
+    unlabelled: StageResults | None = None,
 ) -> Candidate:
+    """What some stages with thresholds give; the other arguments are as of `candidates`."""
     stages, answers = _answers(results, members, thresholds)
     num_rows, is_right, last_is_right = len(true), answers == true, results.answers[-1] == true
     milliseconds = results.milliseconds[list(members)].cumsum(0)[stages, np.arange(num_rows)]
