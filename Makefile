@@ -1,7 +1,7 @@
 # make demo          the whole recipe on movie reviews; QUICK=1: 900 labels, other texts without
 # make ladder DATA=data/NAME     the same on a data set of your own, into runs/NAME and results/NAME;
 #                    COLUMNS="--text_column=... --label_column=..." for files with columns;
-#                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too;
+#                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too (demo: 4);
 #                    texts in data/NAME/unlabelled.txt, .csv, ... are learned from as well;
 #                    TEACHER=all-mpnet-base-v2 for a larger teacher: an encoder of embeddings/, of any family;
 #                    CONFIG=configs/config-bert-multi-label.json or -regression.json for another task, where a larger
@@ -33,10 +33,11 @@ RUN = runs/$(notdir $(patsubst %/,%,$(DATA)))
 else
 DATA = data/movie-reviews
 RUN = runs/demo
+AUGMENT = 4
 endif
 TEACHER_OPTIONS = $(if $(TEACHER),--lr=3e-5 --epoch=2 --batch_size=32,--lr=1e-4 --epoch=2 --batch_size=64)
 EPOCHS_student = 4
-STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --batch_size=64 --dropout=0
+STUDENT_OPTIONS = --kd_loss=mse --lr=4e-4 --batch_size=64 --dropout=0
 endif
 
 # make splits names at spaces, and gives colons and % signs a meaning of its own.
@@ -44,7 +45,7 @@ ifneq ($(words $(subst :,x x,$(subst %,x x,$(DATA)))),1)
 $(error DATA=$(DATA): give one folder, without spaces, colons and % signs in its name)
 endif
 
-CASCADE_OPTIONS = --max_asked=0.2
+CASCADE_OPTIONS = --target_speedup=3
 
 ENCODER = embeddings/all-MiniLM-L6-v2
 CONFIG = configs/config-bert-cls.json
@@ -58,17 +59,16 @@ endif
 DISTILL = fastformers.py $(COMMON) \
 	--teacher_bert_model_name_or_path=$(RUN)/teacher --teacher_model_path=$(RUN)/teacher.pt
 # What pruning leaves of the student, in two sizes, and for how many epochs each is distilled once more. Where there are
-# more rows to learn from, fewer neurons and epochs will do.
+# more rows to learn from, fewer epochs will do.
 SHAPE_medium = --target_num_heads=6 --target_ffn_dim=768
+SHAPE_small = --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=384
 ifdef AUGMENT
 AUGMENTED = $(DATA)/augmented.txt
 AUGMENTED_ROWS = --augmented
 EPOCHS_medium = 1
-SHAPE_small = --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=128
 EPOCHS_small = 2
 else
 EPOCHS_medium = 2
-SHAPE_small = --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=384
 EPOCHS_small = $(EPOCHS_student)
 endif
 
@@ -217,7 +217,7 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 	@touch $@
 
 # The smallest model, which asks larger ones where it is not sure. Served by processes of one thread, so measured so.
-STAGES = pruned-small $(if $(TEACHER),student assistant,pruned-medium) pruned-teacher
+STAGES = pruned-small $(if $(TEACHER),student assistant,pruned-medium) teacher
 $(RUN)/cascade.done: $(STAGES:%=$(RUN)/int8-%.done)
 	$(PYTHON) cascade.py --data_dir=$(DATA) $(COLUMNS) $(STAGES:%=$(RUN)/models/%) \
 		$(CASCADE_OPTIONS) --output_dir=$(RUN)/models/cascade --num_threads=1

@@ -117,11 +117,25 @@ def test_a_larger_teacher_of_another_family(tmp_path):
     (start,) = [command for command in commands(done, "prune.py") if "--keep_layers=1,3,5" in command]
     assert "--bert_output_dir=runs/tickets/assistant" in start
     (cascade,) = commands(done, "cascade.py")
-    stages = [f"runs/tickets/models/{name}" for name in ("pruned-small", "student", "assistant", "pruned-teacher")]
+    stages = [f"runs/tickets/models/{name}" for name in ("pruned-small", "student", "assistant", "teacher")]
     assert [part for part in cascade.split() if "/models/" in part and not part.startswith("--")] == stages
     (link,) = [line for line in done.stdout.splitlines() if line.startswith("ln -sf")]
     names = {part.rsplit("/", 1)[1] for part in link.split() if part.startswith(str(tmp_path))}
     assert names == {"train.csv", "valid.csv", "test.csv", "unlabelled.txt"}
+
+
+def test_the_demo_makes_variants_of_its_rows(tmp_path):
+    """Both pruned models learn from them; the quick one has none, nor has a data set without AUGMENT."""
+    (tmp_path / "data/tickets").mkdir(parents=True)
+    (tmp_path / "data/tickets/train.csv").touch()
+    done = make(tmp_path, "-n", "demo")
+    (command,) = commands(done, "augment_data.py")
+    assert "--data_dir=data/movie-reviews " in command and "--n_iter=4" in command
+    augmented = ["--augmented" in command for command in commands(done, "fastformers.py")]
+    assert sorted(augmented) == [False, True, True]
+    for arguments in (["demo", "QUICK=1"], ["ladder", "DATA=data/tickets"]):
+        done = make(tmp_path, "-n", *arguments)
+        assert not commands(done, "augment_data.py") and "--augmented" not in done.stdout
 
 
 def test_variables_in_the_place_of_its_own(tmp_path):
@@ -132,7 +146,7 @@ def test_variables_in_the_place_of_its_own(tmp_path):
     epochs = {command.split("--save_path=")[1].split()[0]: command for command in commands(done, "fastformers.py")}
     assert "--epoch=5" in epochs["runs/tickets/pruned-small.pt"] and "--epoch=7" in epochs["runs/tickets/student.pt"]
     (cascade,), (report,) = commands(done, "cascade.py"), commands(done, "report.py")
-    assert "--target_speedup=9" in cascade and "--max_asked" not in cascade
+    assert "--target_speedup=9" in cascade and "--target_speedup=3" not in cascade
     assert " model2vec static " in report
     (report,) = commands(make(tmp_path, "-n", "ladder", "DATA=data/tickets"), "report.py")
     assert "model2vec" not in report
