@@ -18,13 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.results import target_line
+from benchmarks.targets import at_most, print_targets, write_results
 from utils.arguments import positive_int, script_parser
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 from utils.system.errors import UserError
-from utils.system.files import write_json
-from utils.system.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_SECONDS, MOST_MB = 0.35, 120
@@ -76,12 +74,9 @@ def main() -> None:
         first_label(command)  # compiles the modules, and brings the files into memory
         runs = [first_label(command) for _ in progress_bar(range(args.num_processes), desc="start", unit="process")]
     seconds, megabytes = (statistics.median(each) for each in zip(*runs, strict=True))
-    targets = [
-        {"target": name, "measured": value, "needs": most, "at_most": True, "met": value <= most}
-        for name, value, most in [("first_label_s", seconds, MOST_SECONDS), ("peak_rss_mb", megabytes, MOST_MB)]
-    ]
-    write_json(ROOT / "results/cold_start.json", {"machine": describe_machine(), "runs": runs, "targets": targets})
-    print("\n".join(map(target_line, targets)))
+    targets = [at_most("first_label_s", seconds, MOST_SECONDS), at_most("peak_rss_mb", megabytes, MOST_MB)]
+    write_results("cold_start.json", {"runs": runs}, targets)
+    print_targets(targets)
 
 
 if __name__ == "__main__":

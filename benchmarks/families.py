@@ -37,7 +37,7 @@ from benchmarks.processes import (
     read_partial,
     write_partial,
 )
-from benchmarks.results import target_line
+from benchmarks.targets import at_least, at_most, print_targets, write_results
 from utils.arguments import positive_int, script_parser
 from utils.data import texts
 from utils.data.label_checks import read_labels
@@ -50,7 +50,7 @@ from utils.models.families import FAMILIES, layer_shapes, takes_token_types
 from utils.predictor import GRAPH, UNPADDED_GRAPH
 from utils.pruning.narrow import narrow_layer
 from utils.system.cli import run_script
-from utils.system.files import atomic_folder, write_json
+from utils.system.files import atomic_folder
 from utils.system.machine import describe_machine
 
 SHAPE = dict(hidden_size=384, num_attention_heads=6, num_hidden_layers=6, intermediate_size=1536)
@@ -244,18 +244,12 @@ def engine_results(setup: Setup, engine: str, latency: list[dict], rates: dict[s
 def targets(family: str, result: dict) -> list[dict]:
     """What is asked of a family, and whether it is met."""
     exact, engines = result["exactness"], result["engines"]
-    measured = [("fp32_logits_vs_pytorch", max(exact["whole"], exact["pruned"]), MAX_FP32_DIFFERENCE)]
+    results = [at_most(f"{family}_fp32_logits_vs_pytorch", max(exact["whole"], exact["pruned"]), MAX_FP32_DIFFERENCE)]
     if "optimum_int8" in engines and family in FASTER:
         ours, optimum = engines["ours_int8"], engines["optimum_int8"]
-        measured.append(("p50_vs_optimum_int8", optimum["p50_ms"] / ours["p50_ms"], FASTER[family]))
-        measured.append(("throughput_vs_optimum_int8", ours["rows_per_s"] / optimum["rows_per_s"], MORE_ROWS))
-    results = []
-    for name, value, needed in measured:
-        at_most = name.startswith("fp32")
-        met = value <= needed if at_most else value >= needed
-        results.append(
-            {"target": f"{family}_{name}", "measured": value, "needs": needed, "at_most": at_most, "met": met}
-        )
+        rate = ours["rows_per_s"] / optimum["rows_per_s"]
+        results.append(at_least(f"{family}_p50_vs_optimum_int8", optimum["p50_ms"] / ours["p50_ms"], FASTER[family]))
+        results.append(at_least(f"{family}_throughput_vs_optimum_int8", rate, MORE_ROWS))
     return results
 
 
@@ -290,13 +284,10 @@ def main() -> None:
     names = ("data_dir", "num_rows", "num_processes", "seed")
     settings = {name: getattr(args, name) for name in names} | {"shapes": SHAPES}
     lines = [target for family, result in families.items() for target in targets(family, result)]
-    path = ROOT / "results/families.json"
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, {"machine": machine, "settings": settings, "families": families, "targets": lines})
+    write_results("families.json", {"machine": machine, "settings": settings, "families": families}, lines)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print(tables(families))
-    for target in lines:
-        print(target_line(target))
+    print_targets(lines)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from benchmarks.measures import BATCH_SIZES, measure_latency, measure_throughput
 from benchmarks.processes import (
-    ROOT,
     VENVS,
     Setup,
     Worker,
@@ -40,14 +39,13 @@ from benchmarks.results import (
     layer_shapes,
     million_results,
     table,
-    target_line,
     targets,
     throughput_results,
 )
+from benchmarks.targets import print_targets, write_results
 from utils.arguments import add_data_options, positive_int, script_parser
 from utils.system.cli import run_script
 from utils.system.errors import UserError
-from utils.system.files import write_json
 from utils.system.machine import describe_machine
 
 COLD_STARTS = 3
@@ -196,9 +194,8 @@ def main() -> None:
         "batch_sizes": BATCH_SIZES,
         "seed": args.seed,
     }
-    path = ROOT / "results" / f"inference-{args.name}.json"
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, {"machine": machine, "settings": settings} | result)
+    found = {"machine": machine, "settings": settings} | result
+    write_results(f"inference-{args.name}.json", found, result["targets"])
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print(table(result["engines"]))
     gemm = result["gemm"]
@@ -206,8 +203,7 @@ def main() -> None:
         f"int8 GEMM peak {gemm['peak_per_s'] / 1e9:.0f} billion operations/s ({gemm['at']}); ours_int8 reaches "
         f"{gemm['fraction_batch_1']:.2f} of it at batch 1, {gemm['fraction_best']:.2f} at {gemm['best_at']}"
     )
-    for target in result["targets"]:
-        print(target_line(target))
+    print_targets(result["targets"])
 
 
 if __name__ == "__main__":

@@ -18,15 +18,13 @@ import onnxruntime
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from benchmarks.results import target_line
+from benchmarks.targets import at_most, print_targets, write_results
 from utils.arguments import positive_int, script_parser
 from utils.export.fused import build_graph
 from utils.export.int8 import CANDIDATES, WEIGHT_BITS, detect_cpu, quantize_int8
 from utils.predictor import load_session, usable_cpus
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
-from utils.system.files import write_json
-from utils.system.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS, TOKENS, WARM_UP = (2, 28), 25, 50
@@ -63,13 +61,10 @@ def main() -> None:
                 if repeat >= 0:
                     times[num_labels].append(1000 * (time.perf_counter() - start))
     p50 = {num_labels: float(np.median(each)) for num_labels, each in times.items()}
-    value = p50[28] / p50[2]
-    target = {"target": "time_of_28_labels_of_that_of_2", "measured": value, "needs": MOST_TIMES, "at_most": True}
-    target["met"] = value <= MOST_TIMES
-    (ROOT / "results").mkdir(exist_ok=True)
-    write_json(ROOT / "results/label_count.json", {"machine": describe_machine(), "p50_ms": p50, "targets": [target]})
+    targets = [at_most("time_of_28_labels_of_that_of_2", p50[28] / p50[2], MOST_TIMES)]
+    write_results("label_count.json", {"p50_ms": p50}, targets)
     print(f"p50 ms: {p50[2]:.3f} with 2 labels, {p50[28]:.3f} with 28")
-    print(target_line(target))
+    print_targets(targets)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from benchmarks.results import target_line
 from benchmarks.scale import held_mb
+from benchmarks.targets import at_least, at_most, print_targets, write_results
 from utils.arguments import positive_int, script_parser
 from utils.data.texts import NAMES, read_rows, split_path
 from utils.measuring.instances import serve
@@ -40,7 +40,6 @@ from utils.predictor import Predictor, usable_cpus
 from utils.system.cli import run_script
 from utils.system.files import file_hash, write_json
 from utils.system.journal import unfinished_path
-from utils.system.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RAY_PYTHON, RAY_WORKER = ROOT / ".venv-ray/bin/python", ROOT / "benchmarks/ray_worker.py"
@@ -175,24 +174,17 @@ def main() -> None:
 
     rates = {name: sum(run["rows_per_s"] for run in runs) / max(1, len(runs)) for name, runs in results.items()}
     targets = [
-        ("file_rows_per_s_of_those_in_memory", rates["file"] / rates["memory"], NEEDED_RATE, False),
-        ("held_mb_of_those_at_a_fifth_of_the_rows", whole["held_mb"] / small_result["held_mb"], MOST_GROWTH, True),
-        (f"same_bytes_after_{killed['num_kills']}_kills", float(killed["hash"] == whole["hash"]), 1.0, False),
+        at_least("file_rows_per_s_of_those_in_memory", rates["file"] / rates["memory"], NEEDED_RATE),
+        at_most("held_mb_of_those_at_a_fifth_of_the_rows", whole["held_mb"] / small_result["held_mb"], MOST_GROWTH),
+        at_least(f"same_bytes_after_{killed['num_kills']}_kills", float(killed["hash"] == whole["hash"]), 1.0),
     ]
     if with_ray:
         other_labels = max(run["other_labels"] for run in results["ray"])
-        targets.append(("ray_rows_per_s_of_those_in_memory", rates["ray"] / rates["memory"], NEEDED_RAY_RATE, False))
-        targets.append(("rows_that_ray_labels_otherwise", float(other_labels), 0.0, True))
-    lines = [
-        {"target": name, "measured": value, "needs": needs, "at_most": at_most,
-         "met": value <= needs if at_most else value >= needs}
-        for name, value, needs, at_most in targets
-    ]  # fmt: skip
-    (ROOT / "results").mkdir(exist_ok=True)
+        targets.append(at_least("ray_rows_per_s_of_those_in_memory", rates["ray"] / rates["memory"], NEEDED_RAY_RATE))
+        targets.append(at_most("rows_that_ray_labels_otherwise", float(other_labels), 0.0))
     everything = {"runs": results, "small": small_result, "killed": killed, "rows": args.rows}
-    write_json(ROOT / "results/label_files.json", {"machine": describe_machine(), **everything, "targets": lines})
-    for line in lines:
-        print(target_line(line))
+    write_results("label_files.json", everything, targets)
+    print_targets(targets)
 
 
 if __name__ == "__main__":

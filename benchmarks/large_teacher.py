@@ -22,12 +22,10 @@ import psutil
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, AutoTokenizer, BertConfig
 
-from benchmarks.results import target_line
+from benchmarks.targets import at_least, print_targets, write_results
 from utils.arguments import script_parser
 from utils.data.texts import SPLITS, read_rows, split_path
 from utils.system.cli import run_script
-from utils.system.files import write_json
-from utils.system.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs/config-bert-cls.json"
@@ -110,17 +108,11 @@ def main() -> None:
         measured("fastformers", "logits alone", *teacher, start)
         measured("fastformers", "all losses", *teacher, *losses, *equal_heads, start)
         measured("fastformers", "narrower student", *teacher, *losses, small)
-    target = {"target": "large_teacher_trainings_that_ran", "measured": len(found), "needs": 4, "at_most": False,
-              "met": len(found) == 4}  # fmt: skip
-    results = ROOT / "results"
-    results.mkdir(exist_ok=True)
+    targets = [at_least("large_teacher_trainings_that_ran", len(found), 4)]
     settings = {"shapes": SHAPES, "rows": ROWS, "batch_size": BATCH}
-    write_json(
-        results / "large_teacher.json",
-        {"machine": describe_machine(), "settings": settings, "trainings": found, "targets": [target]},
-    )
+    write_results("large_teacher.json", {"settings": settings, "trainings": found}, targets)
     print(json.dumps(found, indent=2))
-    print(target_line(target))
+    print_targets(targets)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedModel
 
 from benchmarks.pruning_steps import measure_steps
-from benchmarks.results import target_line
+from benchmarks.targets import RESULTS, at_least, at_most, print_targets, write_results
 from utils.arguments import add_data_options, script_parser
 from utils.data.tables import Data, lengths, load_data
 from utils.models.checkpoint import load_tokenizer
@@ -42,7 +42,6 @@ from utils.pruning.recovery import recover
 from utils.system.cli import run_script
 from utils.system.devices import make_accelerator
 from utils.system.files import atomic_file, write_json
-from utils.system.machine import describe_machine
 from utils.training.scoring import evaluate_logits, predict
 
 FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -199,20 +198,15 @@ def targets(results: list[dict], whole_accuracy: float, steps: dict[str, Any]) -
             if (OURS, fraction) in by_name and (other, fraction) in by_name
         ]
         leads[other] = min(margins) if len(margins) == len(FRACTIONS) else None
-    measured = [
-        ("accuracy_lost_at_0.6_of_macs", whole_accuracy - ours["accuracy"] if ours else None, 0.01, True),
-        ("seconds_at_0.6_of_macs", ours["seconds"] if ours else None, 180, True),
-        *((f"smallest_lead_on_{other.lower()}", lead, 0.0, False) for other, lead in leads.items()),
-        ("halved_student_accuracy_vs_teacher", steps.get("halved_accuracy"), 0.98, False),
-        ("halved_student_latency_vs_whole", steps.get("halved_latency"), 0.65, True),
-        ("latency_missed_at_target_0.5", steps.get("latency_missed"), 0.05, True),
-        ("file_saved_by_vocabulary", steps.get("vocabulary_saved"), 1 / 3, False),
+    return [
+        at_most("accuracy_lost_at_0.6_of_macs", whole_accuracy - ours["accuracy"] if ours else None, 0.01),
+        at_most("seconds_at_0.6_of_macs", ours["seconds"] if ours else None, 180),
+        *(at_least(f"smallest_lead_on_{other.lower()}", lead, 0.0) for other, lead in leads.items()),
+        at_least("halved_student_accuracy_vs_teacher", steps.get("halved_accuracy"), 0.98),
+        at_most("halved_student_latency_vs_whole", steps.get("halved_latency"), 0.65),
+        at_most("latency_missed_at_target_0.5", steps.get("latency_missed"), 0.05),
+        at_least("file_saved_by_vocabulary", steps.get("vocabulary_saved"), 1 / 3),
     ]
-    rows = []
-    for name, value, needs, at_most in measured:
-        met = value is not None and (value <= needs if at_most else value >= needs)
-        rows.append({"target": name, "measured": value, "needs": needs, "at_most": at_most, "met": met})
-    return rows
 
 
 def main() -> None:
@@ -229,20 +223,17 @@ def main() -> None:
     measure_shapes(args, model, data, pruned)
     steps = measure_steps(args.work_dir, args.config, args.data_dir, args.bert_output_dir, args.student_dir)
 
-    results = Path(__file__).resolve().parent.parent / "results"
-    results.mkdir(exist_ok=True)
     target_rows = targets(pruned, whole, steps)
     settings = {"checkpoint": args.bert_output_dir, "data_dir": args.data_dir, "rows": ROWS, "seed": args.seed}
-    content = {"machine": describe_machine(), "settings": settings, "whole_accuracy": whole, "pruned": pruned}
-    write_json(results / "pruning.json", content | {"steps": steps, "targets": target_rows})
+    content = {"settings": settings, "whole_accuracy": whole, "pruned": pruned, "steps": steps}
+    write_results("pruning.json", content, target_rows)
     columns = ["method", "fraction", "macs", "accuracy", "latency", "seconds", "threads"]
-    with atomic_file(results / "pruning.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_file(RESULTS / "pruning.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(pruned)
-    draw(pruned, whole, results / "pruning.png")
-    for target in target_rows:
-        print(target_line(target))
+    draw(pruned, whole, RESULTS / "pruning.png")
+    print_targets(target_rows)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 
-from benchmarks.results import target_line
+from benchmarks.targets import at_most, print_targets, write_results
 from utils.arguments import add_data_options, positive_int, script_parser
 from utils.data.tables import Data, collate, lengths, load_data, shuffled_batches
 from utils.models.checkpoint import load_tokenizer
@@ -32,7 +32,6 @@ from utils.models.config import load_config
 from utils.system.cli import run_script
 from utils.system.devices import make_accelerator
 from utils.system.files import write_json
-from utils.system.machine import describe_machine
 from utils.training.resume import Progress, UnfinishedRun, save_progress
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,17 +124,11 @@ def main() -> None:
     keeping = measure_keeping(args, load_data(args.data_dir, tokenizer, load_config(args.config).n_ctx))
     print("a step {step_s:.2f} s, keeping the run {save_s:.2f} s for {megabytes:.0f} MB".format(**keeping))
     targets = [
-        {"target": name, "measured": value, "needs": needs, "at_most": True, "met": value <= needs}
-        for name, value, needs in (
-            (f"mb_held_at_{sizes[-1]['rows']}_rows", sizes[-1]["held_mb"], LARGEST_MB),
-            ("keeping_the_run_share_of_training", keeping["share"], LARGEST_SHARE),
-        )
+        at_most(f"mb_held_at_{sizes[-1]['rows']}_rows", sizes[-1]["held_mb"], LARGEST_MB),
+        at_most("keeping_the_run_share_of_training", keeping["share"], LARGEST_SHARE),
     ]
-    (ROOT / "results").mkdir(exist_ok=True)
-    result = {"machine": describe_machine(), "sizes": sizes, "keeping": keeping, "targets": targets}
-    write_json(ROOT / "results/scale.json", result)
-    for target in targets:
-        print(target_line(target))
+    write_results("scale.json", {"sizes": sizes, "keeping": keeping}, targets)
+    print_targets(targets)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import re
 import statistics
 from pathlib import Path
 
-from benchmarks.results import target_line
+from benchmarks.targets import at_least, print_targets
 from utils.measuring.ladder import markdown_table, rung_from_json
 from utils.system.files import atomic_file, write_json
 
@@ -102,11 +102,6 @@ def markdown(scores: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def at_least(name: str, measured: float, needs: float) -> dict:
-    """A target that is met by as much as it needs, or more."""
-    return {"target": name, "measured": measured, "needs": needs, "at_most": False, "met": measured >= needs}
-
-
 def target(name: str, scores: dict, row: str, needs: float) -> dict:
     """Whether a row's mean test accuracy is what it is to be, of 3 seeds."""
     tests = list(scores[row]["test"].values())
@@ -162,8 +157,7 @@ def main() -> None:
     targets += ladder_targets(rungs)
     # The machine, versions and commit of every row are in its own file.
     write_json(ROOT / "results/sst2/accuracy.json", {"accuracy": scores, "targets": targets})
-    for each in targets:
-        print(target_line(each))
+    print_targets(targets)
 
 
 if __name__ == "__main__":

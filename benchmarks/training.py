@@ -23,12 +23,11 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-from benchmarks.results import target_line
+from benchmarks.targets import at_least, print_targets, write_results
 from utils.arguments import add_data_options, positive_int, script_parser
 from utils.data.tables import collate, lengths, load_data, shuffled_batches
 from utils.models.checkpoint import load_tokenizer
@@ -36,8 +35,6 @@ from utils.models.classifier import load_model, model_inputs, set_dropout
 from utils.models.config import load_config
 from utils.system.cli import run_script
 from utils.system.devices import has_bf16, make_accelerator
-from utils.system.files import write_json
-from utils.system.machine import describe_machine
 from utils.training.distillation import LossWeights, distillation_losses
 from utils.training.loop import Settings, train
 from utils.training.losses import logits_mse
@@ -167,18 +164,12 @@ def main() -> None:
             seconds[way].append(measure(way))
             print(f"turn {turn + 1}, {way}: {BATCH / seconds[way][-1]:.1f} examples/s", flush=True)
     rate = {way: BATCH / statistics.median(found) for way, found in seconds.items()}
-    targets = [
-        {"target": f"ours_vs_{way}", "measured": rate["ours"] / rate[way], "needs": needs, "at_most": False,
-         "met": rate["ours"] >= needs * rate[way]}
-        for way, needs in (("published", 20), ("trainer", 1.5))
-    ]  # fmt: skip
-    results = Path(__file__).resolve().parent.parent / "results"
-    results.mkdir(exist_ok=True)
+    needs = {"published": 20, "trainer": 1.5}
+    targets = [at_least(f"ours_vs_{way}", rate["ours"] / rate[way], times) for way, times in needs.items()]
     settings = {"batch_size": BATCH, "steps": args.steps, "bf16": has_bf16("cpu"), "epochs": EPOCHS}
-    found = {"machine": describe_machine(), "settings": settings, "seconds_a_step": seconds, "examples_per_s": rate}
-    write_json(results / "training.json", found | {"targets": targets})
-    for target in targets:
-        print(target_line(target))
+    found = {"settings": settings, "seconds_a_step": seconds, "examples_per_s": rate}
+    write_results("training.json", found, targets)
+    print_targets(targets)
 
 
 if __name__ == "__main__":
