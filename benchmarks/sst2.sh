@@ -89,7 +89,7 @@ ladder() { # TARGET SEED VARIABLES...: make the ladder, or one of its models, fr
     make "$target" DATA=$SST2 TEACHER=$LARGE TEACHER_OPTIONS="$LARGE_OPTIONS" EPOCHS_student=3 EPOCHS_small=4 \
         STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --batch_size=64 --dropout=0 --measure=loss --seed=$seed" \
         SHAPE_small="--keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=128" \
-        CASCADE_OPTIONS=--target_speedup=7.5 "$@"
+        CASCADE_OPTIONS=--target_speedup=5 "$@"
 }
 
 of_ladder() { # NAME MODEL SEED: a model of the ladder; of other seeds, begun from the same models as that of seed 42
