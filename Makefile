@@ -45,7 +45,7 @@ ifneq ($(words $(subst :,x x,$(subst %,x x,$(DATA)))),1)
 $(error DATA=$(DATA): give one folder, without spaces, colons and % signs in its name)
 endif
 
-CASCADE_OPTIONS = --target_speedup=3
+CASCADE_OPTIONS = --max_asked=0.2
 
 ENCODER = embeddings/all-MiniLM-L6-v2
 CONFIG = configs/config-bert-cls.json
