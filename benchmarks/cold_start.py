@@ -24,7 +24,6 @@ from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 from utils.system.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 MOST_SECONDS, MOST_MB = 0.35, 120
 TEXT = b"a gorgeous , witty , seductive movie .\n"
 

@@ -26,7 +26,6 @@ from utils.predictor import load_session, usable_cpus
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 
-ROOT = Path(__file__).resolve().parent.parent
 LABELS, TOKENS, WARM_UP = (2, 28), 25, 50
 MOST_TIMES = 1.03
 
