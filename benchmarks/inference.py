@@ -147,7 +147,7 @@ def measure_all(setup: Setup, args: argparse.Namespace) -> dict[str, list]:
 
 
 def summarise(setup: Setup, measurements: dict[str, list], checkpoint: str) -> dict:
-    """The result file's content, without the machine."""
+    """The result file's content, without the machine and the targets."""
     engines = {}
     for engine, model in setup.models.items():
         engines[engine] = {
@@ -172,12 +172,7 @@ def summarise(setup: Setup, measurements: dict[str, list], checkpoint: str) -> d
         [measured["gemm"] for measured in measurements["throughput"]], engines[OURS]["throughput"], ours, macs, all_macs
     )
     million = million_results(measurements["million"][0]) if measurements["million"] else None
-    return {
-        "engines": engines,
-        "gemm": gemm,
-        "million": million,
-        "targets": targets(engines, gemm, million, len(layers)),
-    }
+    return {"engines": engines, "gemm": gemm, "million": million}
 
 
 def main() -> None:
@@ -194,8 +189,8 @@ def main() -> None:
         "batch_sizes": BATCH_SIZES,
         "seed": args.seed,
     }
-    found = {"machine": machine, "settings": settings} | result
-    write_results(f"inference-{args.name}.json", found, result["targets"])
+    lines = targets(result["engines"], result["gemm"], result["million"], len(layer_shapes(args.bert_output_dir)))
+    write_results(f"inference-{args.name}.json", {"machine": machine, "settings": settings} | result, lines)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print(table(result["engines"]))
     gemm = result["gemm"]
@@ -203,7 +198,7 @@ def main() -> None:
         f"int8 GEMM peak {gemm['peak_per_s'] / 1e9:.0f} billion operations/s ({gemm['at']}); ours_int8 reaches "
         f"{gemm['fraction_batch_1']:.2f} of it at batch 1, {gemm['fraction_best']:.2f} at {gemm['best_at']}"
     )
-    print_targets(result["targets"])
+    print_targets(lines)
 
 
 if __name__ == "__main__":
