@@ -7,8 +7,8 @@
 #                    CONFIG=configs/config-bert-multi-label.json or -regression.json for another task, where a larger
 #                    teacher needs TEACHER_CONFIG=..., the file of its family with the same "task";
 #                    STATIC=FOLDER for a classifier of model2vec to compare with;
-#                    TEACHER_OPTIONS="...", STUDENT_OPTIONS="...", CASCADE_OPTIONS="...", SHAPE_small="..." and
-#                    EPOCHS_student=..., EPOCHS_small=... in the place of those below
+#                    TEACHER_OPTIONS="...", STUDENT_OPTIONS="...", CASCADE_OPTIONS="...", FAST_CASCADE_OPTIONS="...",
+#                    SHAPE_small="..." and EPOCHS_student=..., EPOCHS_small=... in the place of those below
 # make test          the test suite
 # make test-slow     the tests that need the default encoder
 # make faults        kill, starve and mislead the scripts; print what was lost
@@ -46,6 +46,7 @@ $(error DATA=$(DATA): give one folder, without spaces, colons and % signs in its
 endif
 
 CASCADE_OPTIONS = --max_asked=0.2
+FAST_CASCADE_OPTIONS = --max_asked=0.05
 
 ENCODER = embeddings/all-MiniLM-L6-v2
 CONFIG = configs/config-bert-cls.json
@@ -218,9 +219,12 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 
 # The smallest model, which asks larger ones where it is not sure. Served by processes of one thread, so measured so.
 STAGES = pruned-small $(if $(TEACHER),student assistant,pruned-medium) teacher
-$(RUN)/cascade.done: $(STAGES:%=$(RUN)/int8-%.done)
+CASCADES = fast-cascade cascade
+$(RUN)/cascade.done: private AIM = $(CASCADE_OPTIONS)
+$(RUN)/fast-cascade.done: private AIM = $(FAST_CASCADE_OPTIONS)
+$(CASCADES:%=$(RUN)/%.done): $(STAGES:%=$(RUN)/int8-%.done)
 	$(PYTHON) cascade.py --data_dir=$(DATA) $(COLUMNS) $(STAGES:%=$(RUN)/models/%) \
-		$(CASCADE_OPTIONS) --output_dir=$(RUN)/models/cascade --num_threads=1
+		$(AIM) --output_dir=$(RUN)/models/$(basename $(@F)) --num_threads=1
 	@touch $@
 
 STUDENTS = student pruned-medium pruned-small
@@ -247,15 +251,17 @@ endif
 
 # A score does not say how sure it is.
 ifneq ($(TASK),regression)
-CASCADE = $(RUN)/cascade.done
-CASCADE_RUNG = --rung "cascade, which asks larger models" onnx_instances $(RUN)/models/cascade
+CASCADE_RUNGS = --rung "cascade, which asks rarely" onnx_instances $(RUN)/models/fast-cascade \
+		--rung "cascade, which asks often" onnx_instances $(RUN)/models/cascade
+else
+CASCADES =
 endif
 
-$(RUN)/ladder.done: $(LADDER_MODELS:%=$(RUN)/int8-%.done) $(CASCADE)
+$(RUN)/ladder.done: $(LADDER_MODELS:%=$(RUN)/int8-%.done) $(CASCADES:%=$(RUN)/%.done)
 	$(PYTHON) report.py $(COMMON) $(COLUMNS) --output_dir=$(RUN)/ladder $(TUNE) \
 		$(RUNGS) \
 		--rung "+ an instance a core" onnx_instances $(RUN)/models/student \
 		--rung "+ pruning, half of each layer" onnx_instances $(RUN)/models/pruned-medium \
-		--rung "+ pruning, 2 small layers" onnx_instances $(RUN)/models/pruned-small $(CASCADE_RUNG) \
+		--rung "+ pruning, 2 small layers" onnx_instances $(RUN)/models/pruned-small $(CASCADE_RUNGS) \
 		--rung "TF-IDF, logistic regression" linear - $(STATIC_RUNG) $(BASELINE) > $(RUN)/ladder.txt
 	@touch $@

@@ -8,8 +8,8 @@
 #     benchmarks/sst2.sh ablations | unlabelled | table
 #     benchmarks/sst2.sh ladder        # the ladder of docs/results.md, from a larger teacher: three hours with bf16
 #
-# The ladder and the rows of `unlabelled`, not among `all`, need texts of the same kind in TEXTS, the latter also some of
-# other kinds in OTHER_TEXTS; the ladder needs .venv-model2vec (benchmarks/README.md).
+# The ladder and the rows of `unlabelled`, not among `all`, need texts without labels: sentences of the same kind in
+# TEXTS, and of whole reviews in OTHER_TEXTS; the ladder needs .venv-model2vec (benchmarks/README.md).
 # data/sst2 must hold train.txt, valid.txt and test.txt (data/README.md); the ladder reads that folder, to which it adds
 # the texts, and the rows read data/sst2-rows, a copy with augmented rows. A row whose scores are there is not done
 # again, and a run that was stopped continues. The test split is scored once a model, and nothing is chosen by it.
@@ -37,6 +37,8 @@ AUGMENTED="--augmented --epoch=1 --eval_steps=1350"
 STATES="--state_loss_ratio=1 --state_layers=all"
 LABEL_OPTIONS="--lr=1e-4 --epoch=3 --batch_size=64"
 SHORT_OPTIONS="--lr=2e-4 --epoch=2 --batch_size=64" # of ablations, their own base row included
+
+source benchmarks/sst2_ladder.sh
 
 once() { # NAME COMMAND...: run it unless it has ended before
     local name=$1
@@ -82,37 +84,10 @@ for_larger() { # FOLDER: its rows as the larger teacher reads them, in FOLDER-mp
     $PYTHON preprocess.py $LARGE_CONFIG --data_dir="$1-mpnet" --bert_model_name_or_path=embeddings/$LARGE
 }
 
-ladder() { # TARGET SEED VARIABLES...: make the ladder, or one of its models, from TEXTS and the larger teacher
-    local target=$1 seed=$2
-    shift 2
-    [ -e $SST2/unlabelled.txt ] || cp "$TEXTS" $SST2/unlabelled.txt
-    make "$target" DATA=$SST2 TEACHER=$LARGE TEACHER_OPTIONS="$LARGE_OPTIONS" EPOCHS_student=3 EPOCHS_small=4 \
-        STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --batch_size=64 --dropout=0 --measure=loss --seed=$seed" \
-        SHAPE_small="--keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=128" \
-        CASCADE_OPTIONS=--target_speedup=5 "$@"
-}
-
-of_ladder() { # NAME MODEL SEED: a model of the ladder; of other seeds, begun from the same models as that of seed 42
-    local folder=runs/sst2 before
-    if [ "$3" != 42 ]; then
-        folder=$RUN/$1-ladder
-        mkdir -p "$folder"
-        for before in teacher assistant student; do
-            [ "$before" != "$2" ] || break
-            ladder "runs/sst2/$before.done" 42
-            ln -sfn "$PWD/runs/sst2/$before" "$PWD/runs/sst2/$before.pt" "$PWD/runs/sst2/$before.done" "$folder"
-        done
-        ln -sfn "$PWD/runs/sst2/teacher-data" "$folder"
-    fi
-    ladder "$folder/$2.done" "$3" RUN="$folder"
-    ln -sfn "$PWD/$folder/$2" "$RUN/$1"
-    ln -sfn "$PWD/$folder/$2.pt" "$RUN/$1.pt"
-}
-
 larger() { # SEED
     for_larger $DATA
     if [ "$1" = 42 ]; then
-        of_ladder larger-42 teacher 42
+        of_first_round larger-42 teacher 42
         return
     fi
     labels "larger-$1" embeddings/$LARGE "$1" $LARGE_CONFIG --data_dir=$DATA-mpnet $LARGE_OPTIONS
@@ -247,9 +222,9 @@ model() { # NAME SEED: the trained model of a row
         model "$first" "$2"
         labels "$name" "$RUN/$first-$2" "$2" --lr=2e-5 --epoch=1 --batch_size=64 --freeze_embeddings
         ;;
-    texts-6) of_ladder "$name" assistant "$2" ;;
-    texts-3) of_ladder "$name" student "$2" ;;
-    texts-2) of_ladder "$name" pruned-small "$2" ;;
+    texts-6) of_first_round "$name" assistant "$2" ;;
+    texts-3) of_first_round "$name" student "$2" ;;
+    texts-2) of_first_round "$name" pruned-small "$2" ;;
     # About 10,500 steps each: 10, 5, 2 and 5 times all rows.
     steps-train) student "$name" "$2" --epoch=10 ;;
     steps-texts | steps-augmented)
@@ -357,13 +332,6 @@ unlabelled_rows() {
 }
 
 table() { $PYTHON -m benchmarks.sst2_table; }
-
-ladder_table() {
-    ladder runs/sst2/teacher.done 42
-    [ -e runs/sst2/static/model.safetensors ] ||
-        .venv-model2vec/bin/python -m benchmarks.static_classifier runs/sst2/teacher $SST2/train.txt runs/sst2/static
-    ladder ladder 42 STATIC=runs/sst2/static
-}
 
 # First of all, as rows that come to a data set later make an unfinished run another one. None are masked, so that the
 # larger teacher, whose mask is another token, could read them.

@@ -60,6 +60,7 @@ def test_columns_are_not_the_terminals(tmp_path):
     assert [line.split()[1] for line in lines if "--label_column=queue" in line] == [
         "preprocess.py",
         "cascade.py",
+        "cascade.py",
         "report.py",
     ]
 
@@ -116,9 +117,9 @@ def test_a_larger_teacher_of_another_family(tmp_path):
     assert all("=runs/tickets/teacher " in command and "--unlabelled" in command for command in distilled)
     (start,) = [command for command in commands(done, "prune.py") if "--keep_layers=1,3,5" in command]
     assert "--bert_output_dir=runs/tickets/assistant" in start
-    (cascade,) = commands(done, "cascade.py")
     stages = [f"runs/tickets/models/{name}" for name in ("pruned-small", "student", "assistant", "teacher")]
-    assert [part for part in cascade.split() if "/models/" in part and not part.startswith("--")] == stages
+    for cascade in commands(done, "cascade.py"):
+        assert [part for part in cascade.split() if "/models/" in part and not part.startswith("--")] == stages
     (link,) = [line for line in done.stdout.splitlines() if line.startswith("ln -sf")]
     names = {part.rsplit("/", 1)[1] for part in link.split() if part.startswith(str(tmp_path))}
     assert names == {"train.csv", "valid.csv", "test.csv", "unlabelled.txt"}
@@ -145,8 +146,12 @@ def test_variables_in_the_place_of_its_own(tmp_path):
     done = make(tmp_path, "-n", "ladder", "DATA=data/tickets", "TEACHER=large", *options)
     epochs = {command.split("--save_path=")[1].split()[0]: command for command in commands(done, "fastformers.py")}
     assert "--epoch=5" in epochs["runs/tickets/pruned-small.pt"] and "--epoch=7" in epochs["runs/tickets/student.pt"]
-    (cascade,), (report,) = commands(done, "cascade.py"), commands(done, "report.py")
-    assert "--target_speedup=9" in cascade and "--max_asked" not in cascade
+    aims = {command.split("--output_dir=")[1].split()[0]: command for command in commands(done, "cascade.py")}
+    often, rarely = aims["runs/tickets/models/cascade"], aims["runs/tickets/models/fast-cascade"]
+    assert "--target_speedup=9" in often and "--max_asked" not in often
+    assert "--max_asked=0.05" in rarely and "--target_speedup" not in rarely
+    (report,) = commands(done, "report.py")
+    assert all(f" onnx_instances {folder} " in report for folder in aims)
     assert " model2vec static " in report
     (report,) = commands(make(tmp_path, "-n", "ladder", "DATA=data/tickets"), "report.py")
     assert "model2vec" not in report
@@ -156,17 +161,19 @@ def test_the_task_of_the_config(tmp_path):
     """Thresholds are tuned for several labels, and a score is not asked on."""
     (tmp_path / "data/tickets").mkdir(parents=True)
     (tmp_path / "data/tickets/train.csv").touch()
-    for task, count in (("multi_label", 1), ("regression", 0)):
+    for task, cascades in (("multi_label", 2), ("regression", 0)):
         config = f"{task}.json"
         (tmp_path / config).write_text(json.dumps({"task": task}, indent=2))
+        is_multi_label = task == "multi_label"
         done = make(tmp_path, "-n", "ladder", "DATA=data/tickets", f"CONFIG={config}", "AUGMENT=2")
         chosen = [*commands(done, "train.py"), *commands(done, "fastformers.py")]
-        assert len(chosen) == 4 and all(("--measure=mean_average_precision" in line) == count for line in chosen)
+        assert len(chosen) == 4 and all(("--measure=mean_average_precision" in line) == is_multi_label for line in chosen)
         tuned = [*commands(done, "quantize.py"), *commands(done, "report.py")]
-        assert len(tuned) == 4 + count and all(("--tune_thresholds" in line) == count for line in tuned)
+        assert len(tuned) == 4 + is_multi_label
+        assert all(("--tune_thresholds" in line) == is_multi_label for line in tuned)
         assert [f"--config={config}" in line for line in commands(done, "augment_data.py")] == [True]
         (report,) = commands(done, "report.py")
-        assert len(commands(done, "cascade.py")) == count == report.count("runs/tickets/models/cascade")
+        assert len(commands(done, "cascade.py")) == cascades == report.count("cascade ")
         done = make(tmp_path, "-n", "ladder", "DATA=data/tickets", f"CONFIG={config}", "TEACHER=large")
         assert (done.returncode, done.stdout) == (2, "")
         assert f"CONFIG={config}: its task is {task}: give TEACHER_CONFIG" in done.stderr
@@ -176,6 +183,6 @@ def test_no_option_of_another_task(tmp_path):
     (tmp_path / "data/tickets").mkdir(parents=True)
     (tmp_path / "data/tickets/train.csv").touch()
     done = make(tmp_path, "-n", "ladder", "DATA=data/tickets", "AUGMENT=2")
-    assert len(commands(done, "cascade.py")) == 1
+    assert len(commands(done, "cascade.py")) == 2
     assert "--measure" not in done.stdout and "--tune_thresholds" not in done.stdout
     assert ["--config" in line for line in commands(done, "augment_data.py")] == [False]
