@@ -87,7 +87,7 @@ for_larger() { # FOLDER: its rows as the larger teacher reads them, in FOLDER-mp
 larger() { # SEED
     for_larger $DATA
     if [ "$1" = 42 ]; then
-        of_first_round larger-42 teacher 42
+        of_round first larger-42 teacher 42
         return
     fi
     labels "larger-$1" embeddings/$LARGE "$1" $LARGE_CONFIG --data_dir=$DATA-mpnet $LARGE_OPTIONS
@@ -222,9 +222,12 @@ model() { # NAME SEED: the trained model of a row
         model "$first" "$2"
         labels "$name" "$RUN/$first-$2" "$2" --lr=2e-5 --epoch=1 --batch_size=64 --freeze_embeddings
         ;;
-    texts-6) of_first_round "$name" assistant "$2" ;;
-    texts-3) of_first_round "$name" student "$2" ;;
-    texts-2) of_first_round "$name" pruned-small "$2" ;;
+    texts-6) of_round first "$name" assistant "$2" ;;
+    more-texts-6) of_round second "$name" assistant "$2" ;;
+    texts-3) of_round first "$name" student "$2" ;;
+    more-texts-3) of_round second "$name" student "$2" ;;
+    texts-2) of_round first "$name" pruned-small "$2" ;;
+    more-texts-2) of_round second "$name" pruned-small "$2" ;;
     # About 10,500 steps each: 10, 5, 2 and 5 times all rows.
     steps-train) student "$name" "$2" --epoch=10 ;;
     steps-texts | steps-augmented)
@@ -324,8 +327,8 @@ ablations() {
 
 unlabelled_rows() {
     local name seed
-    for name in texts-6 texts-3 texts-2 steps-train steps-texts steps-augmented steps-texts-of-6-layers \
-        steps-other-texts few-alone few-texts all-labels; do
+    for name in texts-6 texts-3 texts-2 more-texts-6 more-texts-3 more-texts-2 steps-train steps-texts \
+        steps-augmented steps-texts-of-6-layers steps-other-texts few-alone few-texts all-labels; do
         for seed in $SEEDS; do row $name "$seed"; done
     done
     row few-larger 42

@@ -1,9 +1,8 @@
 # The ladder of docs/results.md, in two rounds. benchmarks/sst2.sh reads this file, and has the settings.
 #
 # In the first round 6 layers learn from train.txt and TEXTS, for 3 epochs. In the second they go on for 2 epochs, from
-# TEXTS and OTHER_TEXTS, and give their layers to the smaller models. The first round also has smaller models, which the
-# accuracy table shows.
-FIRST_DATA=data/sst2-texts FIRST=runs/sst2-texts
+# TEXTS and OTHER_TEXTS, and give their layers to the smaller models. The accuracy table shows models of both rounds.
+FIRST_DATA=data/sst2-texts FIRST=runs/sst2-texts SECOND=runs/sst2
 
 ladder() { # TARGET SEED VARIABLES...: make the ladder, or one of its models, from the larger teacher
     local target=$1 seed=$2
@@ -22,37 +21,40 @@ first_round() { # TARGET SEED VARIABLES...: a model of the ladder, from TEXTS
     ladder "$1" "$2" DATA=$FIRST_DATA RUN=$FIRST EPOCHS_student=3 EPOCHS_small=4 "${@:3}"
 }
 
-second_round() { # TARGET VARIABLES...: from all texts; its 6 layers begin with those of the first round
-    ladder "$1" 42 DATA=$SST2 ENCODER=$FIRST/assistant EPOCHS_student=2 EPOCHS_small=3 \
-        CASCADE_OPTIONS=--target_speedup=5 FAST_CASCADE_OPTIONS=--target_speedup=28 "${@:2}"
+second_round() { # TARGET SEED VARIABLES...: a model of the ladder, from all texts
+    local variables="DATA=$SST2 RUN=$SECOND ENCODER=$FIRST/assistant EPOCHS_student=2 EPOCHS_small=3"
+    if [ ! -e $SECOND/teacher.done ]; then # the same teacher, as the labelled rows are the same
+        first_round $FIRST/assistant.done 42
+        [ -e $SST2/unlabelled.txt ] || cat "$TEXTS" "$OTHER_TEXTS" >$SST2/unlabelled.txt
+        ladder $SECOND/teacher-data/tokenized/meta.json 42 $variables
+        cp -r $FIRST/teacher $FIRST/teacher.pt $SECOND
+        touch $SECOND/teacher.done
+    fi
+    ladder "$1" "$2" $variables CASCADE_OPTIONS=--target_speedup=5 FAST_CASCADE_OPTIONS=--target_speedup=26 "${@:3}"
 }
 
-of_first_round() { # NAME MODEL SEED: a model of it; of other seeds, begun from the same models as that of seed 42
-    local folder=$FIRST before
-    if [ "$3" != 42 ]; then
-        folder=$RUN/$1-ladder
+of_round() { # first|second NAME MODEL SEED: a model of it; of other seeds, begun from the same models as of seed 42
+    local round=$1_round name=$2 model=$3 seed=$4 folder=$FIRST before
+    [ "$1" = first ] || folder=$SECOND
+    if [ "$seed" != 42 ]; then
+        local of_42=$folder
+        folder=$RUN/$name-ladder
         mkdir -p "$folder"
         for before in teacher assistant student; do
-            [ "$before" != "$2" ] || break
-            first_round "$FIRST/$before.done" 42
-            ln -sfn "$PWD/$FIRST/$before" "$PWD/$FIRST/$before.pt" "$PWD/$FIRST/$before.done" "$folder"
+            [ "$before" != "$model" ] || break
+            $round "$of_42/$before.done" 42
+            ln -sfn "$PWD/$of_42/$before" "$PWD/$of_42/$before.pt" "$PWD/$of_42/$before.done" "$folder"
         done
-        ln -sfn "$PWD/$FIRST/teacher-data" "$folder"
+        ln -sfn "$PWD/$of_42/teacher-data" "$folder"
     fi
-    first_round "$folder/$2.done" "$3" RUN="$folder"
-    ln -sfn "$PWD/$folder/$2" "$RUN/$1"
-    ln -sfn "$PWD/$folder/$2.pt" "$RUN/$1.pt"
+    $round "$folder/$model.done" "$seed" RUN="$folder"
+    ln -sfn "$PWD/$folder/$model" "$RUN/$name"
+    ln -sfn "$PWD/$folder/$model.pt" "$RUN/$name.pt"
 }
 
 ladder_table() {
-    first_round $FIRST/assistant.done 42
-    [ -e $SST2/unlabelled.txt ] || cat "$TEXTS" "$OTHER_TEXTS" >$SST2/unlabelled.txt
-    second_round runs/sst2/teacher-data/tokenized/meta.json
-    if [ ! -e runs/sst2/teacher.done ]; then # the same teacher, whose labelled rows are the same
-        cp -r $FIRST/teacher $FIRST/teacher.pt runs/sst2
-        touch runs/sst2/teacher.done
-    fi
-    [ -e runs/sst2/static/model.safetensors ] ||
-        .venv-model2vec/bin/python -m benchmarks.static_classifier runs/sst2/teacher $SST2/train.txt runs/sst2/static
-    second_round ladder STATIC=runs/sst2/static
+    second_round $SECOND/teacher.done 42
+    [ -e $SECOND/static/model.safetensors ] ||
+        .venv-model2vec/bin/python -m benchmarks.static_classifier $SECOND/teacher $SST2/train.txt $SECOND/static
+    second_round ladder 42 STATIC=$SECOND/static
 }

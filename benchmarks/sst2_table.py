@@ -38,6 +38,9 @@ COMPARED = {
     "texts-6": ("6 layers, taught by the larger teacher, with unlabelled texts", "-"),
     "texts-3": ("3 layers, taught by the larger teacher, with unlabelled texts", "later 0.9149"),
     "texts-2": ("2 layers of 4 heads and 128 neurons, the same", "-"),
+    "more-texts-6": ("the 6 layers, then taught with texts of long reviews, too", "-"),
+    "more-texts-3": ("3 layers of these, the same", "-"),
+    "more-texts-2": ("2 layers of 4 heads and 128 neurons of these, the same", "-"),
     "steps-train": ("3 layers, as many steps each: train.txt alone", "-"),
     "steps-augmented": ("and with augmented rows", "-"),
     "steps-texts": ("and with unlabelled texts", "-"),
@@ -66,7 +69,7 @@ ABLATIONS = {
 THEIR_TEACHER = 42  # the seed of the teacher that all students with hidden states learn from
 AS_GOOD_AS_TEACHER = ["augmented-then-labels", "augmented-then-larger"]
 TARGETS = {"teacher": 0.9116, "states": 0.9050, "augmented-then-labels": 0.9149, "augmented-then-larger": 0.9149}
-TARGETS |= {"texts-6": 0.930, "texts-3": 0.922, "texts-2": 0.908}
+TARGETS |= {"texts-6": 0.930, "texts-3": 0.922, "texts-2": 0.908, "more-texts-2": 0.908}
 
 
 def read_scores() -> dict[str, dict[str, dict[int, float]]]:
@@ -127,7 +130,7 @@ def ladder_table(rungs: list[dict]) -> str:
 
 def ladder_targets(rungs: list[dict]) -> list[dict]:
     """FastFormers' own mark, 233.87 times as fast with 1.2 points lost, of a larger teacher at 0.9506."""
-    (cascade,) = [rung for rung in rungs if rung["name"].startswith("cascade")]
+    (cascade,) = [rung for rung in rungs if rung["name"] == "cascade, which asks rarely"]
     marks = {"speedup": 233.87, "accuracy": 0.9386}
     return [at_least(f"cascade_{key}", cascade[key], needs) for key, needs in marks.items()]
 
