@@ -222,10 +222,19 @@ def fitted_temperatures(logits: list[np.ndarray], true: np.ndarray, task: str) -
     return [fit_temperature(scores, true) if task == SINGLE_LABEL else 1.0 for scores in logits]
 
 
+def asked_stages(one: Candidate) -> list[tuple[int, float]]:
+    """The numbers of a cascade's stages, and their thresholds, the last one's 0.
+
+    A stage whose threshold is 0 answers all that it is asked: those behind it, but the second, are left out.
+    """
+    thresholds = [*one.thresholds, 0.0]
+    return list(zip(one.members, thresholds, strict=True))[: max(2, thresholds.index(0.0) + 1)]
+
+
 def stage_names(one: Candidate, names: list[str]) -> str:
     """The stages of a cascade, with their thresholds, as text."""
-    thresholds = [f" {threshold:.4f} > " for threshold in one.thresholds] + [""]
-    return "".join(names[number] + threshold for number, threshold in zip(one.members, thresholds, strict=True))
+    *others, (last, _) = asked_stages(one)
+    return "".join(f"{names[number]} {threshold:.4f} > " for number, threshold in others) + names[last]
 
 
 def table(names: list[str], shown: list[Candidate], chosen: Candidate, accuracy: str) -> str:
@@ -233,7 +242,7 @@ def table(names: list[str], shown: list[Candidate], chosen: Candidate, accuracy:
     rows = [
         [
             stage_names(one, names),
-            " ".join(f"{100 * share:.0f}" for share in one.shares),
+            " ".join(f"{100 * share:.0f}" for share in one.shares[: len(asked_stages(one))]),
             f"{one.accuracy:.4f}",
             f"{one.expected:.4f}",
             "-".join(f"{limit:.3f}" for limit in one.accuracy_range),
@@ -288,7 +297,7 @@ def write_result(
     logger.info("[Chosen] : %s", rule)
     if alone_is_enough:
         logger.warning("[Not worth it] : %s", alone_is_enough)
-    unused = [name for number, name in enumerate(names) if number not in chosen.members]
+    unused = [name for number, name in enumerate(names) if number not in dict(asked_stages(chosen))]
     if unused:
         logger.info("[Left out] : %s, without which it is better", ", ".join(unused))
     alone = {name: asdict(one) for name, one in zip(names, singles, strict=True)}
@@ -329,7 +338,7 @@ def main() -> None:
 
     stages = [
         StageFolder(folders[number].model, temperatures[number], threshold)
-        for number, threshold in zip(chosen.members, [*chosen.thresholds, 0.0], strict=True)
+        for number, threshold in asked_stages(chosen)
     ]
     machine = describe_machine() | {"num_threads": args.num_threads}
     write_result(args.output_dir, stages, measured, singles, chosen, names, machine, len(true))

@@ -156,6 +156,20 @@ def test_one_model_is_as_good(run, folders, milliseconds):
     assert code == 0 and f"[Not worth it] : b alone ({expected:.4f}, 4.000 ms)" in stderr, stderr
 
 
+def test_a_stage_that_is_never_asked(run, folders, milliseconds):
+    """The third is the second again, and slower: no text goes on to it, so it is not in the folder."""
+    shutil.copytree(folders[1], "again")
+    milliseconds.append(16.0)
+    code, stderr = run(stages=[*folders, "again"], aim="--target_speedup=5")
+    assert code == 0 and "[Left out] : again, without" in stderr and "> again" not in stderr, stderr
+    assert chosen()["members"] == [0, 1, 2] and chosen()["shares"][1] > 0 == chosen()["shares"][2]
+    assert sorted(path.name for path in Path("out").glob("stage-*")) == ["stage-0", "stage-1"]
+    predictor = Predictor("out", 1)
+    predictions = predictor.predict_batch(TEXTS)
+    assert predictor.asked_share == pytest.approx(1 - chosen()["shares"][0])
+    assert {prediction.stage for prediction in predictions} == {0, 1}
+
+
 @pytest.mark.parametrize("name", ["unlabelled.txt", "unlabelled.csv"])
 def test_unlabelled_texts(run, name):
     """Say how many answers change."""
