@@ -219,10 +219,9 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 
 # The smallest model, which asks larger ones where it is not sure. Served by processes of one thread, so measured so.
 STAGES = pruned-small $(if $(TEACHER),student assistant,pruned-medium) teacher
-CASCADES = fast-cascade cascade
 $(RUN)/cascade.done: private AIM = $(CASCADE_OPTIONS)
 $(RUN)/fast-cascade.done: private AIM = $(FAST_CASCADE_OPTIONS)
-$(CASCADES:%=$(RUN)/%.done): $(STAGES:%=$(RUN)/int8-%.done)
+$(RUN)/cascade.done $(RUN)/fast-cascade.done: $(STAGES:%=$(RUN)/int8-%.done)
 	$(PYTHON) cascade.py --data_dir=$(DATA) $(COLUMNS) $(STAGES:%=$(RUN)/models/%) \
 		$(AIM) --output_dir=$(RUN)/models/$(basename $(@F)) --num_threads=1
 	@touch $@
@@ -251,13 +250,12 @@ endif
 
 # A score does not say how sure it is.
 ifneq ($(TASK),regression)
+CASCADES = $(RUN)/fast-cascade.done $(RUN)/cascade.done
 CASCADE_RUNGS = --rung "cascade, which asks rarely" onnx_instances $(RUN)/models/fast-cascade \
 		--rung "cascade, which asks often" onnx_instances $(RUN)/models/cascade
-else
-CASCADES =
 endif
 
-$(RUN)/ladder.done: $(LADDER_MODELS:%=$(RUN)/int8-%.done) $(CASCADES:%=$(RUN)/%.done)
+$(RUN)/ladder.done: $(LADDER_MODELS:%=$(RUN)/int8-%.done) $(CASCADES)
 	$(PYTHON) report.py $(COMMON) $(COLUMNS) --output_dir=$(RUN)/ladder $(TUNE) \
 		$(RUNGS) \
 		--rung "+ an instance a core" onnx_instances $(RUN)/models/student \

@@ -146,8 +146,8 @@ def measure_all(setup: Setup, args: argparse.Namespace) -> dict[str, list]:
     return results
 
 
-def summarise(setup: Setup, measurements: dict[str, list], checkpoint: str) -> dict:
-    """The result file's content, without the machine and the targets."""
+def summarise(setup: Setup, measurements: dict[str, list], layers: list[tuple[int, int, int]]) -> dict:
+    """The result file's content, without the machine and the targets; `layers` as of `layer_shapes`."""
     engines = {}
     for engine, model in setup.models.items():
         engines[engine] = {
@@ -162,7 +162,6 @@ def summarise(setup: Setup, measurements: dict[str, list], checkpoint: str) -> d
             "cold_start_s": statistics.median(seconds[engine] for seconds in measurements["cold"]),
             "versions": measurements["latency"][0]["versions"][engine],
         }
-    layers = layer_shapes(checkpoint)
     macs, all_macs = (
         np.array([count_macs(layers, setup.num_labels, length) for length in lengths])
         for lengths in (setup.lengths, setup.all_lengths)
@@ -180,7 +179,8 @@ def main() -> None:
     prepared = prepare(args)
     setup = make_models(args, prepared)
     machine = describe_machine() | {"num_threads": args.num_threads, "load_at_start": os.getloadavg()[0]}
-    result = summarise(setup, measure_all(setup, args), args.bert_output_dir)
+    layers = layer_shapes(args.bert_output_dir)
+    result = summarise(setup, measure_all(setup, args), layers)
     settings = {
         "checkpoint": args.bert_output_dir,
         "data_dir": args.data_dir,
@@ -189,7 +189,7 @@ def main() -> None:
         "batch_sizes": BATCH_SIZES,
         "seed": args.seed,
     }
-    lines = targets(result["engines"], result["gemm"], result["million"], len(layer_shapes(args.bert_output_dir)))
+    lines = targets(result["engines"], result["gemm"], result["million"], len(layers))
     write_results(f"inference-{args.name}.json", {"machine": machine, "settings": settings} | result, lines)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print(table(result["engines"]))
