@@ -58,6 +58,7 @@ from utils.training.distillation import (
     LossWeights,
     add_projection,
     distillation_losses,
+    loss_against,
     paired_layers,
     without_projection,
 )
@@ -127,7 +128,7 @@ def parse_args() -> argparse.Namespace:
         type=layer_list,
         help="the teacher's layer that each of the student's learns from, such as 1,3,5; without it, each block's last",
     )
-    add_training_options(parser, lr=2e-4, epochs=5)
+    add_training_options(parser, lr=2e-4, epochs=5, distillation=True)
     return parser.parse_args()
 
 
@@ -180,9 +181,11 @@ def check_something_teaches(args: argparse.Namespace) -> None:
         )
     options = ["teacher_model_path", "teacher_labels", "teacher_config", "teacher_data_dir", "teacher_layers"]
     options += ["state_loss_ratio", "att_loss_ratio", "relation_loss_ratio"]
-    for option in options:
-        if getattr(args, option):
-            raise UserError(f"--{option} needs a teacher: name it with {TEACHER_FLAG}, or leave the option out")
+    given = [f"--{option}" for option in options if getattr(args, option)]
+    if args.measure == "kd_loss":
+        given.append("--measure=kd_loss")
+    if given:
+        raise UserError(f"{given[0]} needs a teacher: name it with {TEACHER_FLAG}, or leave the option out")
 
 
 def splits_to_learn_from(args: argparse.Namespace, data: Data) -> list[str]:
@@ -373,9 +376,12 @@ def main() -> None:
     run = begin_training(args, args.bert_output_dir, contents, accelerator)
     token_teacher = first if layers else None  # the others are freed once their logits are known
     del first
-    from_teachers = None
+    from_teachers = valid_loss = None
     if teachers:
-        from_teachers = taught_logits(teachers, data, tokenizer, splits, args.kd_loss, args.temperature, accelerator)
+        taught = taught_logits(teachers, data, tokenizer, splits, args.kd_loss, args.temperature, accelerator)
+        from_teachers = torch.cat([taught[split] for split in splits])
+        if args.measure == "kd_loss":
+            valid_loss = loss_against(taught["valid"], weights, task)
     train_logits, has_logits = logits_to_learn(args, data, splits, from_teachers)
     num_labelled = len(data.splits["train"])
     data = with_rows_of(data, splits[1:])
@@ -387,7 +393,7 @@ def main() -> None:
     row_losses = distillation_losses(
         token_teacher, student, train_logits, num_labelled, weights, layers, has_logits, task
     )
-    best = train(student, data, row_losses, settings, accelerator, save, run, scalars_into(args.log_dir))
+    best = train(student, data, row_losses, settings, accelerator, save, run, scalars_into(args.log_dir), valid_loss)
     discard(run, accelerator)
     logger.info("[Best] : %s: %s", best, args.bert_output_dir)
 

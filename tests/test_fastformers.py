@@ -76,6 +76,20 @@ def test_the_checkpoint_alone_is_enough(trained):
     assert_same_student(trained, "old", "new")
 
 
+def test_the_student_nearest_to_its_teacher_is_kept(trained):
+    """By the loss of the logits on valid, as `--measure=kd_loss` says; train.py has no teacher to compare with."""
+    code, stderr = trained.distill("--kd_loss=mse", "--measure=kd_loss", "--epoch=3")
+    assert code == 0, stderr
+    evaluations = [line for line in stderr.splitlines() if "valid distillation loss" in line]
+    losses = [float(line.split("valid distillation loss ")[1].split(",")[0]) for line in evaluations]
+    assert len(losses) == 4 and losses[3] == min(losses)  # of three epochs, and the best
+    folders = [str(trained.folder / name) for name in ("teacher", "student")]
+    models = [load_model(folder, "--flag", Config("bert", 16), LABELS) for folder in folders]
+    teacher, student = (logits_of_rows(model, trained.data, "valid") for model in models)
+    assert F.mse_loss(student, teacher).item() == pytest.approx(losses[3], abs=1e-3)
+    fails(trained.train("--measure=kd_loss"), "invalid choice: 'kd_loss'")
+
+
 @pytest.mark.parametrize("augmented", [False, True])
 def test_texts_are_tokenized_for_a_teacher(foreign, augmented):
     """The student is, to the bit, that of a folder in which preprocess.py did so, whatever the family."""
@@ -270,8 +284,8 @@ def test_a_teacher_with_a_tokenizer_of_its_own(foreign):
     assert F.mse_loss(logits_of_rows(student, foreign.trained.data), taught) < 0.5 * taught.var(0).mean()
 
 
-def logits_of_rows(model, data_dir) -> torch.Tensor:
-    rows = Dataset.from_file(str(data_dir / "tokenized/train.arrow"))["input_ids"]
+def logits_of_rows(model, data_dir, split: str = "train") -> torch.Tensor:
+    rows = Dataset.from_file(str(data_dir / f"tokenized/{split}.arrow"))["input_ids"]
     with torch.no_grad():
         return torch.cat([model(torch.tensor([ids])).logits for ids in rows])
 

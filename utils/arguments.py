@@ -159,9 +159,11 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--log_dir", help="folder for TensorBoard's event files; without it there are none")
 
 
-def add_training_options(parser: argparse.ArgumentParser, lr: float, epochs: int) -> None:
+def add_training_options(parser: argparse.ArgumentParser, lr: float, epochs: int, distillation: bool = False) -> None:
     """Hyperparameters and hardware of the training loop, and how it can be continued."""
     from utils.training.metrics import MEASURES
+
+    losses = ["loss"] + ["kd_loss"] * distillation
 
     group = parser.add_argument_group("training")
     group.add_argument(
@@ -188,9 +190,10 @@ def add_training_options(parser: argparse.ArgumentParser, lr: float, epochs: int
     group.add_argument("--max_grad_norm", type=positive_float, default=1.0, help="longer gradients are clipped to it")
     group.add_argument(
         "--measure",
-        choices=["loss", *(name for names in MEASURES.values() for name in names)],
-        help="what picks the best model on valid.txt: loss, or one of the task (default: accuracy; of multi_label "
-        "macro_f1, of regression pearson)",
+        choices=[*losses, *(name for names in MEASURES.values() for name in names)],
+        help="what picks the best model on valid.txt: loss, "
+        + "kd_loss (--kd_loss against the teacher's logits there), " * distillation
+        + "or one of the task (default: accuracy; of multi_label macro_f1, of regression pearson)",
     )
     group.add_argument(
         "--eval_steps",
@@ -221,9 +224,10 @@ def training_settings(args: argparse.Namespace, task: str) -> Settings:
     """
     from utils.training.loop import Settings
     from utils.training.metrics import MEASURES, main_measure
+    from utils.training.scoring import LOSSES
 
     args.measure = args.measure or main_measure(task)
-    if args.measure not in ("loss", *MEASURES[task]):
+    if args.measure not in (*LOSSES, *MEASURES[task]):
         raise UserError(
             f"--measure={args.measure} is not one of the task {task}: give loss or {', '.join(MEASURES[task])}"
         )

@@ -17,7 +17,7 @@ from utils.data.tables import Data
 from utils.models.classifier import set_dropout
 from utils.training import loop
 from utils.training.loop import Settings, train
-from utils.training.scoring import Evaluation
+from utils.training.scoring import Evaluation, predict
 
 ROWS = 20
 SETTINGS = Settings(lr=1e-3, epochs=2, batch_size=8, measure="loss", seed=3, warmup_ratio=0.0)
@@ -38,7 +38,9 @@ def data() -> Data:
     return Data(LABELS, {"train": make_split(ROWS), "valid": make_split(6)}, Path("nowhere"), "", {}, 1)
 
 
-def run(model, data: Data, settings: Settings = SETTINGS, dropout: float = 0.0, row_losses=None) -> SimpleNamespace:
+def run(
+    model, data: Data, settings: Settings = SETTINGS, dropout: float = 0.0, row_losses=None, kd_loss=None
+) -> SimpleNamespace:
     """A training on the CPU, and all that it did: its rows, scalars, saved scores and weights before each step."""
     AcceleratorState._reset_state(reset_partial_state=True)
     done = SimpleNamespace(rows=[], scalars={}, saves=[], weights=[], gradients=[], training=[])
@@ -56,6 +58,7 @@ def run(model, data: Data, settings: Settings = SETTINGS, dropout: float = 0.0, 
     done.best = train(
         model, data, row_losses or default_losses, settings, Accelerator(cpu=True, mixed_precision="no"),
         save=lambda saved: done.saves.append(len(done.rows)), write_scalars=write_scalars,
+        kd_loss=kd_loss,
     )  # fmt: skip
     return done
 
@@ -179,6 +182,21 @@ def test_the_best_is_saved(model, data, monkeypatch):
     evaluations = scores(monkeypatch, (0.6, 0.5), (0.7, 0.9), (0.5, 0.5), (0.6, 0.9))
     done = run(model, data, replace(SETTINGS, eval_steps=2, measure="accuracy"))
     assert done.saves == [2, 3, 6] and done.best == evaluations[3]  # of equal accuracy, by the loss
+
+
+def test_the_best_by_the_distance_to_a_teacher(model, data):
+    """It is asked of the logits of valid in their order, and decides in the place of the labels' loss."""
+    distances, seen = iter((0.6, 0.4, 0.5, 0.7)), []
+
+    def kd_loss(logits: torch.Tensor) -> torch.Tensor:
+        seen.append(logits)
+        return torch.arange(6.0) + next(distances) - 2.5
+
+    done = run(model, data, replace(SETTINGS, eval_steps=2, measure="kd_loss"), kd_loss=kd_loss)
+    assert done.saves == [2, 3] and done.best.loss == pytest.approx(0.4) and done.best.loss_name == "kd_loss"
+    assert str(done.best).startswith("valid distillation loss 0.4000, valid accuracy")
+    assert {"valid/kd_loss", "valid/accuracy"} <= done.scalars[6].keys() and "valid/loss" not in done.scalars[6]
+    torch.testing.assert_close(seen[-1], predict(model, data.splits["valid"], Accelerator(cpu=True), ""))
 
 
 def test_patience_counts_evaluations_since_the_best(model, data, monkeypatch):

@@ -124,6 +124,7 @@ def test_nothing_to_learn_from(trained):
     fails(distill_alone(steps), "nothing to learn from", "--teacher_bert_model_name_or_path", "--soft_labels")
     fails(distill_alone(steps, "--soft_labels"), "--soft_labels: the rows of train", "train.soft.jsonl")
     fails(steps.distill("--soft_labels"), "--soft_labels: the rows of train")
+    fails(distill_alone(steps, "--soft_labels", "--measure=kd_loss"), "--measure=kd_loss needs a teacher")
     for option in ("--state_loss_ratio=1", "--teacher_config=x.json", "--teacher_layers=0,1"):
         fails(distill_alone(steps, "--soft_labels", option), f"{option.split('=')[0]} needs a teacher")
     (steps.data / "train.soft.jsonl").write_text("null\n" * 96)

@@ -1,6 +1,6 @@
 """A student's loss against its teacher: which parts of it, how much of each, and between which layers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -150,6 +150,13 @@ def distillation_losses(
         return losses
 
     return row_losses
+
+
+def loss_against(
+    teacher_logits: torch.Tensor, weights: LossWeights, task: Task
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function of a student's logits that gives each row's loss against the teacher's, both [rows, outputs]."""
+    return lambda logits: task.kd_losses[weights.kd_loss](logits, teacher_logits, weights.temperature)
 
 
 def _state_pairs(ours: tuple, theirs: tuple, which: str, layers: list[int]) -> list[tuple]:

@@ -42,7 +42,7 @@ class Settings:
     lr: float  # the peak
     epochs: int
     batch_size: int  # rows of one optimizer step, over all processes together
-    measure: str  # "loss" or a measure of the task on the validation set picks the best model
+    measure: str  # of the task, or one of `LOSSES` of utils.training.scoring: picks the best model on valid
     seed: int
     warmup_ratio: float = 0.1  # share of the steps
     weight_decay: float = 0.01
@@ -61,6 +61,7 @@ def train(
     save: Callable[[PreTrainedModel], None],
     run: UnfinishedRun | None = None,
     write_scalars: Scalars = no_scalars,
+    kd_loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Evaluation:
     """Train `model` in place, score it on the validation set, and save the best.
 
@@ -71,6 +72,8 @@ def train(
         save: called in the main process with the model whenever an evaluation's score is the best so far.
         run: where this run is saved, and continued from if it is there; the caller removes it in the end.
         write_scalars: called in the main process with a step and its losses.
+        kd_loss: gives the loss of each row of the validation set, [rows], from its logits, [rows, outputs]; taken in
+            the place of the labels' loss.
 
     Returns:
         The best score.
@@ -84,7 +87,7 @@ def train(
             with in_units():
                 save(best)
 
-        return _train(model, data, row_losses, settings, accelerator, save_in_units, run, write_scalars)
+        return _train(model, data, row_losses, settings, accelerator, save_in_units, run, write_scalars, kd_loss)
 
 
 def _train(
@@ -96,6 +99,7 @@ def _train(
     save: Callable[[PreTrainedModel], None],
     run: UnfinishedRun | None,
     write_scalars: Scalars,
+    kd_loss: Callable[[torch.Tensor], torch.Tensor] | None,
 ) -> Evaluation:
     """As `train`, of a model whose last layer is standardized where it gives scores."""
     keep_freed_memory()
@@ -115,7 +119,7 @@ def _train(
     with bar, record_signals() as received:
         while True:
             if progress.step > progress.evaluated and _evaluation_due(progress.step, per_epoch, settings):
-                _evaluate(plain, data, settings, accelerator, progress, per_epoch, save, write_scalars)
+                _evaluate(plain, data, settings, accelerator, progress, per_epoch, save, write_scalars, kd_loss)
                 save_run()
             if progress.step == total or (settings.patience and progress.since_best >= settings.patience):
                 break
@@ -219,13 +223,14 @@ def _evaluate(
     per_epoch: int,
     save: Callable[[PreTrainedModel], None],
     write_scalars: Scalars,
+    kd_loss: Callable[[torch.Tensor], torch.Tensor] | None,
 ) -> None:
     """Score the model, save it if it is the best so far, and note both in `progress`."""
     steps = progress.step - progress.evaluated
     mean_loss = accelerator.reduce(torch.tensor(progress.loss_sum, device=accelerator.device), "mean").item() / steps
     valid = data.splits["valid"]
     logits = predict(model, valid, accelerator, "validate")
-    current = evaluate_logits(logits, valid, task_of(data), settings.measure)
+    current = evaluate_logits(logits, valid, task_of(data), settings.measure, kd_loss)
     improved = current.better_than(progress.best, settings.measure)
     logger.info(
         "[Epoch %.4g] : train loss %.4f, %s%s",
@@ -235,7 +240,8 @@ def _evaluate(
         ", best so far: saved" if improved else "",
     )
     if accelerator.is_main_process:
-        write_scalars(progress.step, {"valid/loss": current.loss, f"valid/{current.measure}": current.score})
+        scalars = {current.loss_name: current.loss, current.measure: current.score}
+        write_scalars(progress.step, {f"valid/{name}": value for name, value in scalars.items()})
         if improved:
             save(model)
     if improved:

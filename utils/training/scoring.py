@@ -1,5 +1,6 @@
 """A model's logits on a whole split, and how good they are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import datasets
@@ -17,26 +18,29 @@ from utils.training.metrics import NAMES, main_measure, measure
 from utils.training.tasks import TASKS, Task
 
 EVALUATION_BATCH = 128
+# What --measure calls a loss, and people: that of the labels, and a student's against its teacher's logits.
+LOSSES = {"loss": "loss", "kd_loss": "distillation loss"}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The task's loss and a measure of `utils.training.metrics` on a labelled split."""
+    """A loss and a measure of `utils.training.metrics` on a labelled split."""
 
     loss: float
     score: float
     measure: str = "accuracy"  # what `score` is
+    loss_name: str = "loss"  # of `LOSSES`: what `loss` is
 
     def better_than(self, other: "Evaluation | None", measure: str) -> bool:
         """By the loss if `measure` says so, else by the score; ties broken by the other one."""
         if other is None:
             return True
-        if measure == "loss":
+        if measure in LOSSES:
             return (-self.loss, self.score) > (-other.loss, other.score)
         return (self.score, -self.loss) > (other.score, -other.loss)
 
     def __str__(self) -> str:
-        return f"valid loss {self.loss:.4f}, {self.score_in_words()}"
+        return f"valid {LOSSES[self.loss_name]} {self.loss:.4f}, {self.score_in_words()}"
 
     def score_in_words(self) -> str:
         return f"valid {NAMES[self.measure]} {self.score:.4f}"
@@ -66,15 +70,23 @@ def predict(model: PreTrainedModel, split: datasets.Dataset, accelerator: Accele
 
 
 def evaluate_logits(
-    logits: torch.Tensor, split: datasets.Dataset, task: Task = TASKS[SINGLE_LABEL], chosen: str = "loss"
+    logits: torch.Tensor,
+    split: datasets.Dataset,
+    task: Task = TASKS[SINGLE_LABEL],
+    chosen: str = "loss",
+    kd_loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Evaluation:
-    """The loss and a measure of logits [rows, outputs] against the split's labels.
+    """A loss and a measure of logits [rows, outputs], both against the split's labels where `kd_loss` is left out.
 
     Args:
-        chosen: the measure, or "loss" for the task's main one.
+        chosen: the measure, or one of `LOSSES` for the task's main one.
+        kd_loss: each row's loss against a teacher's logits, [rows]; taken in the place of the labels'.
     """
-    labels, name = row_labels(split), main_measure(task.name) if chosen == "loss" else chosen
+    labels, name = row_labels(split), main_measure(task.name) if chosen in LOSSES else chosen
+    score = measure(name, logits.numpy(), labels)
+    if kd_loss:
+        return Evaluation(kd_loss(logits).mean().item(), score, name, "kd_loss")
     targets = torch.as_tensor(labels)
     targets = targets if targets.is_floating_point() else targets.long()
     loss = task.label_loss(logits, targets, reduction="mean").item()
-    return Evaluation(loss, measure(name, logits.numpy(), labels), name)
+    return Evaluation(loss, score, name)

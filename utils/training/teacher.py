@@ -47,8 +47,8 @@ def taught_logits(
     kd_loss: str,
     temperature: float,
     accelerator: Accelerator,
-) -> torch.Tensor:
-    """What a student is to say of every row of some splits, one split after the other, fp32 [rows, labels].
+) -> dict[str, torch.Tensor]:
+    """What a student is to say of every row of valid and of some other splits, fp32 [rows, labels] of each split.
 
     Logs how good that is on valid, and how good each teacher is. Empties the list of teachers.
 
@@ -70,7 +70,7 @@ def taught_logits(
         scored.append((f"mean of {len(names)}, ", mean))
     for name, own in scored:
         logger.info("[Teacher] : %s%s", name, evaluate_logits(own["valid"], data.splits["valid"], task))
-    return torch.cat([mean[split] for split in splits])
+    return mean
 
 
 def teacher_logits(teacher: PreTrainedModel, data: Data, split: str, accelerator: Accelerator) -> torch.Tensor:
