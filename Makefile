@@ -137,8 +137,8 @@ $(DATA)/tokenized/meta.json: $(TRAIN) $(AUGMENTED) $(UNLABELLED) $(ENCODER)/mode
 
 # A step's .done is made when it has ended, so a step that was stopped is run again, and continues.
 
-# A larger teacher has a tokenizer of its own, which reads the same files in a folder of its own; from it, the default
-# encoder learns first, to give its layers to the students.
+# A larger teacher has a tokenizer of its own, and learns from a folder of its own with links to the files; the students'
+# rows fastformers.py tokenizes for it. From it, the default encoder learns first, to give its layers to the students.
 ifdef TEACHER
 LARGE = embeddings/$(TEACHER)
 TEACHER_CONFIG = configs/config-$(shell sed -n 's/.*"model_type": *"\([^"]*\)".*/\1/p' $(LARGE)/config.json)-cls.json
@@ -148,7 +148,6 @@ $(error CONFIG=$(CONFIG): its task is $(TASK): give TEACHER_CONFIG, the file of 
 endif
 endif
 TEACHER_COMMON = --config=$(TEACHER_CONFIG) --data_dir=$(RUN)/teacher-data
-TEACHER_DATA = --teacher_data_dir=$(RUN)/teacher-data
 LAYERS_OF = assistant
 
 $(LARGE)/config.json: | $(VENV)/installed
@@ -156,7 +155,7 @@ $(LARGE)/config.json: | $(VENV)/installed
 
 $(RUN)/teacher-data/tokenized/meta.json: $(DATA)/tokenized/meta.json $(LARGE)/config.json
 	@mkdir -p $(RUN)/teacher-data
-	@ln -sf $(abspath $(filter-out %/label.txt,$(wildcard $(FORMS:%=$(DATA)/*.%)))) $(RUN)/teacher-data
+	@ln -sf $(abspath $(wildcard $(foreach split,train valid test,$(FORMS:%=$(DATA)/$(split).%)))) $(RUN)/teacher-data
 	$(PYTHON) preprocess.py $(TEACHER_COMMON) --bert_model_name_or_path=$(LARGE) $(COLUMNS)
 
 $(RUN)/teacher.done: $(RUN)/teacher-data/tokenized/meta.json
@@ -165,7 +164,7 @@ $(RUN)/teacher.done: $(RUN)/teacher-data/tokenized/meta.json
 	@touch $@
 
 $(RUN)/assistant.done: $(RUN)/teacher.done
-	$(PYTHON) $(DISTILL) $(TEACHER_DATA) --bert_model_name_or_path=$(ENCODER) \
+	$(PYTHON) $(DISTILL) --bert_model_name_or_path=$(ENCODER) \
 		--bert_output_dir=$(RUN)/assistant --save_path=$(RUN)/assistant.pt --epoch=$(EPOCHS_student) \
 		$(MEASURE) $(STUDENT_OPTIONS) $(UNLABELLED_ROWS)
 	@touch $@
@@ -195,7 +194,7 @@ $(RUN)/student-start.done: $(RUN)/$(LAYERS_OF).done
 	@touch $@
 
 $(RUN)/student.done: $(RUN)/student-start.done
-	$(PYTHON) $(DISTILL) $(TEACHER_DATA) --bert_model_name_or_path=$(RUN)/student-start \
+	$(PYTHON) $(DISTILL) --bert_model_name_or_path=$(RUN)/student-start \
 		--bert_output_dir=$(RUN)/student --save_path=$(RUN)/student.pt --epoch=$(EPOCHS_student) \
 		$(MEASURE) $(STUDENT_OPTIONS) $(UNLABELLED_ROWS)
 	@touch $@
@@ -207,7 +206,7 @@ $(RUN)/cut-%.done: $(RUN)/student.done
 	@touch $@
 
 $(RUN)/pruned-%.done: $(RUN)/cut-%.done
-	$(PYTHON) $(DISTILL) $(TEACHER_DATA) --bert_model_name_or_path=$(RUN)/cut-$* \
+	$(PYTHON) $(DISTILL) --bert_model_name_or_path=$(RUN)/cut-$* \
 		--bert_output_dir=$(RUN)/pruned-$* --save_path=$(RUN)/pruned-$*.pt --epoch=$(EPOCHS_$*) \
 		$(MEASURE) $(STUDENT_OPTIONS) $(AUGMENTED_ROWS) $(UNLABELLED_ROWS)
 	@touch $@

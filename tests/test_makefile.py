@@ -100,7 +100,7 @@ def test_the_quick_demo_fetches_unlabelled_texts(tmp_path):
 def test_a_larger_teacher_of_another_family(tmp_path):
     """It is trained, pruned and quantized with its own tokenizer and config, all others with the default ones."""
     (tmp_path / "data/tickets").mkdir(parents=True)
-    for name in ("train.csv", "valid.csv", "test.csv", "unlabelled.txt", "label.txt"):
+    for name in ("train.csv", "valid.csv", "test.csv", "augmented.txt", "unlabelled.txt", "label.txt"):
         (tmp_path / "data/tickets" / name).touch()
     (tmp_path / "embeddings/large").mkdir(parents=True)
     (tmp_path / "embeddings/large/config.json").write_text('{\n  "model_type": "mpnet"\n}')
@@ -114,7 +114,7 @@ def test_a_larger_teacher_of_another_family(tmp_path):
             assert ("config-bert-cls.json --data_dir=data/tickets" in command) != is_teachers, command
     distilled = commands(done, "fastformers.py")
     assert len(distilled) == 4  # 6 layers, half of them, and two shapes of these
-    assert all("--teacher_data_dir=runs/tickets/teacher-data" in command for command in distilled)
+    assert not any("--teacher_data_dir" in command for command in distilled)
     assert all("=runs/tickets/teacher " in command and "--unlabelled" in command for command in distilled)
     (start,) = [command for command in commands(done, "prune.py") if "--keep_layers=1,3,5" in command]
     assert "--bert_output_dir=runs/tickets/assistant" in start
@@ -123,7 +123,7 @@ def test_a_larger_teacher_of_another_family(tmp_path):
         assert [part for part in cascade.split() if "/models/" in part and not part.startswith("--")] == stages
     (link,) = [line for line in done.stdout.splitlines() if line.startswith("ln -sf")]
     names = {part.rsplit("/", 1)[1] for part in link.split() if part.startswith(str(tmp_path))}
-    assert names == {"train.csv", "valid.csv", "test.csv", "unlabelled.txt"}
+    assert names == {"train.csv", "valid.csv", "test.csv"}  # of others, fastformers.py changes the mask token
 
 
 def test_the_demo_makes_variants_of_its_rows(tmp_path):
