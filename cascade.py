@@ -5,10 +5,12 @@
 
 Takes two or more folders of quantize.py, fastest first, and writes one that predict.py, evaluate.py and report.py open
 like any other. A stage answers the texts of which its answer's probability is above its threshold, after a temperature
-that is fitted on valid; the last stage answers the others.
+that is fitted on valid; the last stage answers the others. To a stage's logits those of the stages before it are added,
+with a weight that is fitted on valid, too: together they are right more often than the last of them alone.
 
 A text with any number of labels goes on when a stage is not sure of one of them, and an answer is right where all of
-its labels are. Models of scores make no cascade: a score says nothing of how sure it is.
+its labels are; each stage's probabilities are taken as they are. Models of scores make no cascade: a score says nothing
+of how sure it is.
 
 Every stage runs over the rows of valid, one at a time, in turns. Thresholds are then chosen for all stages together, by
 the accuracy to be expected: how probable it is, by what all stages say of a row, that the answer is right. There are
@@ -50,9 +52,19 @@ from utils.data.tables import evenly_spaced
 from utils.data.texts import UNLABELLED, Columns, labelled_texts, split_path
 from utils.data.texts_to_label import has_columns, read_columns
 from utils.export.cascade_dir import check_cascade_dir, write_cascade_dir
-from utils.measuring.calibration import fit_temperature, pooled_probabilities
+from utils.measuring.calibration import cascade_logits, cascade_weights, pooled_probabilities
 from utils.measuring.picture import frontier_figure
-from utils.measuring.thresholds import Candidate, StageResults, candidates, check_order, choose, frontier, single_models
+from utils.measuring.thresholds import (
+    Candidate,
+    Results,
+    StageResults,
+    candidates,
+    cascades,
+    check_order,
+    choose,
+    frontier,
+    single_models,
+)
 from utils.measuring.timing import aligned_table, timed_in_turns
 from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
 from utils.predictor import (
@@ -77,6 +89,9 @@ logger = logging.getLogger(__name__)
 
 MOST_UNLABELLED = 5_000  # rows, the first ones
 SHOWN = 15  # rows of the frontier's table
+
+# Of every cascade, and each model alone, by its stages' numbers: temperature and weight of each, as `cascade_weights`.
+Weights = dict[tuple[int, ...], list[tuple[float, float]]]
 
 
 def parse_args() -> argparse.Namespace:
@@ -183,43 +198,67 @@ def stage_logits(model: Predictor, row: TokenRow) -> np.ndarray:
     return model.run([row], [], 1)[0]
 
 
+def fitted_weights(logits: list[np.ndarray], true: np.ndarray, task: str) -> Weights:
+    """The temperatures and weights of every cascade's stages, and of each model alone, as of `cascade_weights`.
+
+    Where a text has any number of labels, whose thresholds go by the probabilities as they are, nothing is changed.
+    """
+    alone = [(number,) for number in range(len(logits))]
+    if task != SINGLE_LABEL:
+        return {members: [(1.0, 0.0)] * len(members) for members in [*alone, *cascades(len(logits))]}
+    return {
+        members: cascade_weights([logits[number] for number in members], true)
+        for members in [*alone, *cascades(len(logits))]
+    }
+
+
 def stage_results(
-    models: list[Predictor], logits: list[np.ndarray], temperatures: list[float], milliseconds: np.ndarray
-) -> StageResults:
-    """What stages say of rows, by their logits [rows, labels] each."""
-    scaled = [scores / temperature for scores, temperature in zip(logits, temperatures, strict=True)]
-    sure, answers = [], []
-    for model, scores in zip(models, scaled, strict=True):
-        sure.append(confidence(scores, model.problem_type, model.thresholds[0]))
-        several = model.problem_type == TASKS[MULTI_LABEL]
-        answers.append(answer_ids(given_labels(scores, model.thresholds[0])) if several else scores.argmax(1))
-    return StageResults(np.array(sure), np.array(answers), milliseconds)
+    models: list[Predictor],
+    logits: list[np.ndarray],
+    weights: Weights,
+    milliseconds: np.ndarray,
+    right: Callable[[np.ndarray], np.ndarray],
+) -> Results:
+    """What the stages of every cascade, and each model alone, say of rows.
+
+    Args:
+        logits: of each model, [rows, labels].
+        milliseconds: of each model, [models, rows].
+        right: gives the probability that answers, int [rows], are right.
+    """
+    results = {}
+    for members, own_weights in weights.items():
+        sure, answers = [], []
+        combined = cascade_logits([logits[number] for number in members], own_weights)
+        for model, scores in zip([models[number] for number in members], combined, strict=True):
+            sure.append(confidence(scores, model.problem_type, model.thresholds[0]))
+            several = model.problem_type == TASKS[MULTI_LABEL]
+            answers.append(answer_ids(given_labels(scores, model.thresholds[0])) if several else scores.argmax(1))
+        right_answers = np.array([right(own) for own in answers])
+        results[members] = StageResults(np.array(sure), np.array(answers), milliseconds[list(members)], right_answers)
+    return results
 
 
-def unlabelled_results(models: list[Predictor], texts: list[Text], temperatures: list[float]) -> StageResults | None:
+def unlabelled_results(models: list[Predictor], texts: list[Text], weights: Weights) -> Results | None:
     """As `stage_results`, without times; None where there are no texts."""
     if not texts:
         return None
     logits = [
         model.run(model.encode(texts), [], 16)[0] for model in progress_bar(models, desc="unlabelled", unit="stage")
     ]
-    return stage_results(models, logits, temperatures, np.zeros((len(models), len(texts))))
+    zeros = np.zeros((len(models), len(texts)))
+    return stage_results(models, logits, weights, zeros, right=lambda answers: zeros[0])
 
 
-def probability_right(results: StageResults, logits: list[np.ndarray], true: np.ndarray, task: str) -> np.ndarray:
-    """How probable it is that each stage's answer is right, by all stages together: float [stages, rows].
+def probability_right(logits: list[np.ndarray], true: np.ndarray, task: str) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of answers, int [rows], that says how probable it is, by all models together, that they are right.
 
     Of several labels a row it is what was seen, 0 or 1.
     """
     if task != SINGLE_LABEL:
-        return (results.answers == true).astype(np.float64)
+        return lambda answers: (answers == true).astype(np.float64)
     probabilities = pooled_probabilities(np.array(logits), true)
-    return probabilities[np.arange(len(true)), results.answers]
-
-
-def fitted_temperatures(logits: list[np.ndarray], true: np.ndarray, task: str) -> list[float]:
-    """What each stage's logits are divided by: 1 where thresholds of labels go by their probabilities as they are."""
-    return [fit_temperature(scores, true) if task == SINGLE_LABEL else 1.0 for scores in logits]
+    return lambda answers: probabilities[np.arange(len(true)), answers]
 
 
 def asked_stages(one: Candidate) -> list[tuple[int, float]]:
@@ -321,13 +360,12 @@ def main() -> None:
     unlabelled_texts = read_unlabelled(data_dir, columns, models[0])
 
     logits, milliseconds = measure_stages(models, texts)
-    temperatures = fitted_temperatures(logits, true, task)
-    results = stage_results(models, logits, temperatures, milliseconds)
-    for warning in check_order(names, results, true):
+    weights = fitted_weights(logits, true, task)
+    results = stage_results(models, logits, weights, milliseconds, probability_right(logits, true, task))
+    singles = single_models(results, true)
+    for warning in check_order(names, singles):
         logger.warning("[Order] : %s", warning)
-    right = probability_right(results, logits, true, task)
-    measured = candidates(results, true, right, unlabelled_results(models, unlabelled_texts, temperatures))
-    singles = single_models(results, true, right)
+    measured = candidates(results, true, unlabelled_results(models, unlabelled_texts, weights))
     chosen = choose(
         measured,
         singles[-1].mean_ms,
@@ -337,8 +375,10 @@ def main() -> None:
     )
 
     stages = [
-        StageFolder(folders[number].model, temperatures[number], threshold)
-        for number, threshold in asked_stages(chosen)
+        StageFolder(folders[number].model, temperature, threshold, previous_weight)
+        for (number, threshold), (temperature, previous_weight) in zip(
+            asked_stages(chosen), weights[chosen.members], strict=False
+        )  # the weights of stages that are never asked are left over
     ]
     machine = describe_machine() | {"num_threads": args.num_threads}
     write_result(args.output_dir, stages, measured, singles, chosen, names, machine, len(true))

@@ -40,6 +40,7 @@ def test_the_whole_way(trained, stages, milliseconds):
     config = json.loads((out / "config.json").read_text())
     (first, last), asked = config["fastformers"]["cascade"], config["fastformers"]["asked"]
     assert 0 <= asked <= 0.5 and 0 <= first["threshold"] <= 1 and last["threshold"] == 0 and first["temperature"] > 0
+    assert first["previous_weight"] == 0 < last["previous_weight"]
     assert config["id2label"] == {"0": "negative", "1": "positive"} and config["fastformers"]["n_ctx"] == 16
 
     # On valid, what was chosen.

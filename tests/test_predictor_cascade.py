@@ -17,6 +17,7 @@ from utils.system.errors import UserError
 
 TEXTS = [*random_texts(60), "", "great " * 40, ("the plot", "it is bad")]
 TEMPERATURES = [3.0, 0.5, 0.7]
+WEIGHTS = [0.5, 0.8]  # of what the stages before say
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def thresholds(references) -> list[float]:
     """So that the first stage answers three fifths of the texts, the second a half of what it would be asked."""
     chosen = []
     for reference, temperature, share in zip(references, TEMPERATURES, (0.4, 0.5), strict=False):
-        confidence = sorted(max(expected([reference], [temperature], [], text)[2]) for text in TEXTS)
+        confidence = sorted(max(expected([reference], [temperature], [], [], text)[2]) for text in TEXTS)
         i = int(share * len(confidence))
         chosen.append((confidence[i] + confidence[i + 1]) / 2)
     return chosen
@@ -45,7 +46,7 @@ def thresholds(references) -> list[float]:
 
 @pytest.fixture(scope="module")
 def cascade(references, thresholds, tmp_path_factory):
-    return write_cascade(tmp_path_factory.mktemp("cascade") / "model", references, TEMPERATURES, thresholds)
+    return write_cascade(tmp_path_factory.mktemp("cascade") / "model", references, TEMPERATURES, thresholds, WEIGHTS)
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_the_stage_that_is_sure_answers(references, cascade, thresholds, batch_s
         predictions = predictor.predict_batch(TEXTS, batch_size)
     counts = [0, 0, 0]
     for text, prediction in zip(TEXTS, predictions, strict=True):
-        stage, label, probabilities = expected(references, TEMPERATURES, thresholds, text)
+        stage, label, probabilities = expected(references, TEMPERATURES, thresholds, WEIGHTS, text)
         assert (prediction.stage, prediction.label) == (stage, label)
         assert list(prediction.probabilities.values()) == pytest.approx(probabilities, abs=1e-5)
         counts[stage] += 1
@@ -158,6 +159,10 @@ def spoil_stages(copy, **keys) -> None:
         ({"temperature": 0}, "temperature 0, not above 0"),
         ({"temperature": None}, "temperature None, not above 0"),
         ({"temperature": float("inf")}, "temperature inf, not above 0"),
+        ({"previous_weight": -0.1}, "previous_weight -0.1, not 0 or more"),
+        ({"previous_weight": float("nan")}, "previous_weight nan, not 0 or more"),
+        ({"previous_weight": "1"}, "previous_weight '1', not 0 or more"),
+        ({"previous_weight": 1}, "previous_weight 1, but there is none before it"),
         ({"folder": "../stage-0"}, "must name a folder in this one"),
         ({"folder": "stage-7"}, "must name a folder in this one"),
         ({"folder": 0}, "must name a folder in this one"),
@@ -205,7 +210,7 @@ def test_predict_py_says_which_stage_answered(references, cascade, thresholds, f
     done = subprocess.run(command, input="\n".join(texts).encode(), capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     for line, text in zip(done.stdout.decode().splitlines(), texts, strict=True):
-        stage, label, probabilities = expected(references, TEMPERATURES, thresholds, text)
+        stage, label, probabilities = expected(references, TEMPERATURES, thresholds, WEIGHTS, text)
         if form == "jsonl":
             row = json.loads(line)
             assert list(row) == ["label", "probabilities", "stage"] and (row["label"], row["stage"]) == (label, stage)

@@ -187,8 +187,8 @@ class Predictor:
             texts: of the same rows; read only where a stage has another tokenizer than the one before.
 
         Returns:
-            The logits of the stage that answered, divided by its temperature, float32 [rows, labels]; and this stage,
-            int [rows].
+            The logits of the stage that answered, divided by its temperature, with those of the stages before it added
+            by their weight, float32 [rows, labels]; and this stage, int [rows].
         """
         logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
         stages = np.zeros(len(rows), dtype=np.int64)
@@ -200,6 +200,8 @@ class Predictor:
             unsure: list[int] = []
             for batch in _batches_of_one_length(rows, left, batch_size):
                 scores = stage.logits([rows[i] for i in batch])
+                if stage.previous_weight:
+                    scores = scores + stage.previous_weight * logits[batch]
                 logits[batch] = scores
                 if number < last:
                     sure = confidence(scores, self.problem_type, stage.thresholds).tolist()
@@ -258,7 +260,7 @@ class _Stage:
 
     def __init__(self, folder: StageFolder, num_threads: int) -> None:
         model, path = folder.model, folder.model.path
-        self.threshold, self.temperature = folder.threshold, folder.temperature
+        self.temperature, self.threshold, self.previous_weight = folder[1:]
         self.tokenization, self.n_ctx, self.thresholds = model.tokenization, model.n_ctx, np.array(model.thresholds)
         try:
             self.tokenizers = prepare_tokenizer(Tokenizer.from_file(str(path / TOKENIZER)))
@@ -378,12 +380,17 @@ class ModelFolder(NamedTuple):
 
 
 class StageFolder(NamedTuple):
-    """A model, and when its answer counts: its logits are divided by `temperature`, and the most probable label's
-    probability must then be above `threshold`. The last one always answers, with 0."""
+    """A model, and when its answer counts.
+
+    Its logits are divided by `temperature`, and those of the stage before it, which came about likewise, are added,
+    times `previous_weight`. The most probable label's probability must then be above `threshold`; the last one always
+    answers, with 0.
+    """
 
     model: ModelFolder
-    temperature: float
-    threshold: float
+    temperature: float = 1.0
+    threshold: float = 0.0
+    previous_weight: float = 0.0
 
 
 def own_folder() -> Path:
@@ -401,7 +408,7 @@ def read_stages(path: str | Path) -> tuple[list[StageFolder], bool]:
     folder = Path(path)
     config, own = _read_config(folder)
     if "cascade" not in own:
-        return [StageFolder(_read_model(folder), 1.0, 0.0)], False
+        return [StageFolder(_read_model(folder))], False
     path, stages, hashes = folder / "config.json", own["cascade"], own.get("files")
     if not isinstance(stages, list) or not stages or not isinstance(hashes, dict):
         raise UserError(f"{path}: fastformers.cascade must list the stages, and files their hashes: {CASCADE_AGAIN}")
@@ -409,6 +416,7 @@ def read_stages(path: str | Path) -> tuple[list[StageFolder], bool]:
     for number, stage in enumerate(stages):
         entry: Any = stage if isinstance(stage, dict) else {}
         name, temperature, threshold = entry.get("folder"), entry.get("temperature"), entry.get("threshold")
+        weight = entry.get("previous_weight", 0)
         fault = ""
         if not isinstance(name, str) or Path(name).name != name or f"{name}/config.json" not in hashes:
             fault = "must name a folder in this one"
@@ -416,11 +424,15 @@ def read_stages(path: str | Path) -> tuple[list[StageFolder], bool]:
             fault = f"has temperature {temperature!r}, not above 0"
         elif type(threshold) not in (int, float) or not 0 <= threshold <= 1:
             fault = f"has threshold {threshold!r}, not from 0 to 1"
+        elif type(weight) not in (int, float) or not 0 <= weight < float("inf"):
+            fault = f"has previous_weight {weight!r}, not 0 or more"
+        elif weight and not number:
+            fault = f"has previous_weight {weight!r}, but there is none before it"
         if fault:
             raise UserError(f"{path}: stage {number} {fault}: {CASCADE_AGAIN}")
         _check_file(folder / name / "config.json", hashes[f"{name}/config.json"], CASCADE_AGAIN)
         is_last = number == len(stages) - 1
-        read.append(StageFolder(_read_model(folder / name), temperature, 0.0 if is_last else threshold))
+        read.append(StageFolder(_read_model(folder / name), temperature, 0.0 if is_last else threshold, weight))
     check_stages_fit([stage.model for stage in read])
     return read, True
 

@@ -6,6 +6,8 @@ import pytest
 from utils.measuring.calibration import (
     brier_score,
     calibration_error_by_chance,
+    cascade_logits,
+    cascade_weights,
     expected_calibration_error,
     fit_temperature,
     pooled_probabilities,
@@ -73,6 +75,34 @@ def test_models_that_are_always_right_are_believed():
     logits = np.eye(2)[[0, 1, 0, 1]]
     pooled = pooled_probabilities(np.array([logits, 3 * logits]), np.array([0, 1, 0, 1]))
     assert np.isfinite(pooled).all() and (pooled[np.arange(4), [0, 1, 0, 1]] > 0.99).all()
+
+
+def test_weights_of_a_cascade():
+    """Stage by stage the best pair, against a search; the third, which says what the second does, adds nothing."""
+    logits, true = drawn(1.0, 3, 400)
+    noise = np.random.default_rng(1).normal(0, 2, (2, *logits.shape))
+    stages = [*(logits + noise), logits + noise[1]]
+    weights = cascade_weights(stages, true)
+    combined = cascade_logits(stages, weights)
+    assert weights[0] == (fit_temperature(stages[0], true), 0.0) and len(weights) == 3
+    np.testing.assert_allclose(combined[0], stages[0] / weights[0][0])
+    np.testing.assert_allclose(combined[1], stages[1] / weights[1][0] + weights[1][1] * combined[0])
+    np.testing.assert_allclose(combined[2], stages[2] / weights[2][0] + weights[2][1] * combined[1])
+    searched = [
+        loss(softmax(of_before * combined[0] + own * stages[1]), true)
+        for of_before in np.linspace(0, 2, 61)
+        for own in np.linspace(0, 1.5, 61)
+    ]
+    losses = [loss(softmax(one), true) for one in combined]
+    assert min(searched) - 5e-4 < losses[1] < min(searched) + 1e-6
+    assert losses[1] < min(losses[0], loss(softmax(stages[1] / fit_temperature(stages[1], true)), true)) - 0.02
+    assert losses[2] == pytest.approx(losses[1], abs=5e-4)
+
+
+def test_a_stage_that_is_wrong_has_a_finite_temperature():
+    logits, true = drawn(1.0, 3, 400)
+    temperature, of_before = cascade_weights([logits, 9 * np.eye(3)[(true + 1) % 3]], true)[1]
+    assert temperature == pytest.approx(np.exp(4)) and of_before == pytest.approx(1.0, abs=0.1)
 
 
 def test_errors_by_hand():

@@ -26,7 +26,8 @@ pipeline_tag: text-classification
     python predictor.py < texts.txt
 
 Each stage's folder is a model of its own, which any onnxruntime runs. config.json has, for each, the temperature by
-which its logits are divided, and the threshold that the probability of its answer must be above for it to count.
+which its logits are divided, the weight with which the logits of the stages before it are added, and the threshold that
+the probability of its answer must be above for it to count.
 
 ## How it was made
 
@@ -73,7 +74,7 @@ def write_cascade_dir(
             name = f"stage-{number}"
             shutil.copytree(stage.model.path, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
             hashes[f"{name}/config.json"] = hashlib.sha256((folder / name / "config.json").read_bytes()).hexdigest()
-            entries.append({"folder": name, "temperature": stage.temperature, "threshold": stage.threshold})
+            entries.append({"folder": name} | dict(zip(stage._fields[1:], stage[1:], strict=True)))
         texts = {"texts": stages[0].model.texts_a_row} if stages[0].model.texts_a_row else {}
         config = {
             "id2label": {str(i): label for i, label in enumerate(labels)},

@@ -35,16 +35,17 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x))
 
 
-def pooled_probabilities(logits: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """What several models together say of rows, fitted on the same rows: probabilities [rows, labels].
+def pool_weights(logits: np.ndarray, true: np.ndarray, least_of_last: float = 0.0) -> np.ndarray:
+    """What each of several models is to count where their logits are added up, float [models].
 
-    A logarithmic opinion pool (Genest and Zidek 1986; Heskes 1998): softmax of a weighted sum of the models' logits,
-    whose weights, none below 0, minimize the mean negative log likelihood of `true`. So few numbers are fitted that
-    some hundred rows suffice.
+    A logarithmic opinion pool (Genest and Zidek 1986; Heskes 1998): the softmax of the weighted sum says how probable
+    each label is, and the weights, none below 0, minimize the mean negative log likelihood of `true`. So few numbers
+    are fitted that some hundred rows suffice.
 
     Args:
         logits: float [models, rows, labels].
         true: label ids, int [rows].
+        least_of_last: the last model's weight is no less.
     """
     scores = logits.astype(np.float64)
     of_true = scores[:, np.arange(len(true)), true].mean(1)
@@ -57,8 +58,47 @@ def pooled_probabilities(logits: np.ndarray, true: np.ndarray) -> np.ndarray:
         return float(log_sums.mean() - weights @ of_true), gradient
 
     num_models = len(logits)
-    fitted = minimize(loss, np.full(num_models, 1 / num_models), jac=True, bounds=[(0, None)] * num_models)
-    return softmax(np.einsum("m,mrl->rl", fitted.x, scores))
+    bounds = [(0, None)] * (num_models - 1) + [(least_of_last, None)]
+    fitted = minimize(loss, np.full(num_models, 1 / num_models), jac=True, bounds=bounds)
+    return fitted.x
+
+
+def pooled_probabilities(logits: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """What several models together say of rows, as `pool_weights` are fitted on the same rows: [rows, labels]."""
+    return softmax(np.einsum("m,mrl->rl", pool_weights(logits, true), logits.astype(np.float64)))
+
+
+def cascade_weights(logits: list[np.ndarray], true: np.ndarray) -> list[tuple[float, float]]:
+    """The temperature of each stage of a cascade, and what the logits of the stages before it count beside its own.
+
+    A stage that is asked on has the answers of all before it at hand, and together they are right more often than it is
+    alone (Wang et al. 2022, Wisdom of Committees, arXiv 2012.01988). Stage by stage, the two numbers minimize the mean
+    negative log likelihood of `true`; the first stage's second is 0.
+
+    Args:
+        logits: of each stage, fastest first, float [rows, labels].
+        true: label ids, int [rows].
+    """
+    weights = [(fit_temperature(logits[0], true), 0.0)]
+    for number in range(1, len(logits)):
+        before = cascade_logits(logits[:number], weights)[-1]
+        # The temperature of a stage that adds nothing is a number, too.
+        least = float(np.exp(-LARGEST_LOG_TEMPERATURE))
+        of_before, own = pool_weights(np.stack([before, logits[number]]), true, least_of_last=least).tolist()
+        weights.append((1 / own, of_before))
+    return weights
+
+
+def cascade_logits(logits: list[np.ndarray], weights: list[tuple[float, float]]) -> list[np.ndarray]:
+    """What each stage says together with those before it, as `utils.predictor` adds them up: [rows, labels] each.
+
+    Args:
+        weights: as of `cascade_weights`.
+    """
+    combined: list[np.ndarray] = []
+    for own, (temperature, of_before) in zip(logits, weights, strict=True):
+        combined.append(own / temperature + of_before * combined[-1] if combined else own / temperature)
+    return combined
 
 
 def expected_calibration_error(logits: np.ndarray, true: np.ndarray, num_bins: int = NUM_BINS) -> float:

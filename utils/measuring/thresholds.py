@@ -5,7 +5,7 @@ thresholds give is computed from what every stage says of every row, so that no 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -21,11 +21,16 @@ NOISE = 1.05  # times the next stage's latency
 
 
 class StageResults(NamedTuple):
-    """What the stages, fastest first, say of some rows: arrays [stages, rows]."""
+    """What the stages of one cascade, fastest first, say of some rows: arrays [stages, rows]."""
 
     confidence: np.ndarray  # probability of the stage's answer, calibrated
     answers: np.ndarray  # label ids
     milliseconds: np.ndarray
+    right: np.ndarray  # the probability that the answer is right; 0 where it is not known
+
+
+# Of every cascade, and of every model alone: its stages' numbers, from 0, and what they say.
+Results = Mapping[tuple[int, ...], StageResults]
 
 
 @dataclass(frozen=True)
@@ -85,62 +90,65 @@ def threshold_grid(confidence: np.ndarray) -> list[tuple[float, ...]]:
     return list(itertools.product(*grids))
 
 
-def candidates(
-    results: StageResults, true: np.ndarray, right: np.ndarray, unlabelled: StageResults | None = None
-) -> list[Candidate]:
-    """What every combination of `threshold_grid` gives, with all stages, and with some of them and the last.
+def cascades(num_stages: int) -> list[tuple[int, ...]]:
+    """The numbers of the stages of every cascade: some of the models, and the last."""
+    *others, last = range(num_stages)
+    return [(*some, last) for size in range(1, num_stages) for some in itertools.combinations(others, size)]
+
+
+def candidates(results: Results, true: np.ndarray, unlabelled: Results | None = None) -> list[Candidate]:
+    """What every combination of `threshold_grid` gives, of every cascade.
+
+    The accuracy to be expected is what `right` says: rows where stages differ are few, and what was seen there, right
+    or wrong, is much a matter of chance: the best of so many combinations would be the luckiest.
 
     The lowest difference is a bootstrap's over the rows with labels. Where more is known from unlabelled rows it is
     raised: no more accuracy is lost than answers are changed.
 
     Args:
         true: label ids, int [rows].
-        right: the probability that a stage's answer is right, [stages, rows]. Rows where stages differ are few, and
-            what was seen there, right or wrong, is much a matter of chance: the best of so many combinations would be
-            the luckiest.
     """
-    *others, last = range(len(results.confidence))
-    subsets = [(*some, last) for size in range(1, len(others) + 1) for some in itertools.combinations(others, size)]
     return [
-        candidate(results, true, right, members, thresholds, unlabelled)
-        for members in subsets
-        for thresholds in threshold_grid(results.confidence[list(members)])
+        candidate(results, true, members, thresholds, unlabelled)
+        for members in cascades(1 + max(max(members) for members in results))
+        for thresholds in threshold_grid(results[members].confidence)
     ]
 
 
-def single_models(results: StageResults, true: np.ndarray, right: np.ndarray) -> list[Candidate]:
-    """Every stage alone."""
-    return [candidate(results, true, right, (number,), ()) for number in range(len(results.confidence))]
+def single_models(results: Results, true: np.ndarray) -> list[Candidate]:
+    """Every model alone."""
+    return [candidate(results, true, members, ()) for members in sorted(results) if len(members) == 1]
 
 
 def candidate(
-    results: StageResults,
+    results: Results,
     true: np.ndarray,
-    right: np.ndarray,
     members: tuple[int, ...],
     thresholds: tuple[float, ...],
-    unlabelled: StageResults | None = None,
+    unlabelled: Results | None = None,
 ) -> Candidate:
-    """What some stages with thresholds give; the other arguments are as of `candidates`."""
-    stages, answers = _answers(results, members, thresholds)
-    num_rows, is_right, last_is_right = len(true), answers == true, results.answers[-1] == true
-    milliseconds = results.milliseconds[list(members)].cumsum(0)[stages, np.arange(num_rows)]
+    """What one cascade, or a model alone, gives with these thresholds; the other arguments are as of `candidates`."""
+    own, last = results[members], results[max(results)]  # (n - 1,), the last model alone
+    stages, answers = _answers(own, thresholds)
+    num_rows, is_right, last_is_right = len(true), answers == true, last.answers[0] == true
+    milliseconds = own.milliseconds.cumsum(0)[stages, np.arange(num_rows)]
     gains, losses = int((is_right & ~last_is_right).sum()), int((last_is_right & ~is_right).sum())
-    # Where the last stage answers all, it is the same by itself, not by these rows.
-    is_last = members[-1] == len(results.answers) - 1 and all(threshold == 1 for threshold in thresholds)
+    # Where the last model answers all, as it does alone, the difference is none by itself, not by these rows.
+    is_last = all(threshold == 1 for threshold in thresholds) and np.array_equal(own.confidence[-1], last.confidence[0])
     lowest = 0.0 if is_last else lowest_difference(num_rows, gains, losses)
     disagreement = None
     if unlabelled is not None:
-        changed = int((_answers(unlabelled, members, thresholds)[1] != unlabelled.answers[-1]).sum())
-        disagreement = changed / unlabelled.answers.shape[1]
-        lowest = max(lowest, lowest_difference(unlabelled.answers.shape[1], 0, changed))
+        other_answers = unlabelled[max(results)].answers[0]
+        changed = int((_answers(unlabelled[members], thresholds)[1] != other_answers).sum())
+        disagreement = changed / len(other_answers)
+        lowest = max(lowest, lowest_difference(len(other_answers), 0, changed))
     p50, p99 = np.percentile(milliseconds, [50, 99])
     return Candidate(
         members=members,
         thresholds=thresholds,
         shares=tuple((np.bincount(stages, minlength=len(members)) / num_rows).tolist()),
         accuracy=float(is_right.mean()),
-        expected=float(right[list(members)][stages, np.arange(num_rows)].mean()),
+        expected=float(own.right[stages, np.arange(num_rows)].mean()),
         accuracy_range=accuracy_range(num_rows, int(is_right.sum())),
         difference=(gains - losses) / num_rows,
         lowest_difference=lowest,
@@ -151,12 +159,10 @@ def candidate(
     )
 
 
-def _answers(
-    results: StageResults, members: tuple[int, ...], thresholds: tuple[float, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `members` answers each row, and the answers, both int [rows]."""
-    stages = answering_stages(results.confidence[list(members)], thresholds)
-    return stages, results.answers[list(members)][stages, np.arange(len(stages))]
+def _answers(results: StageResults, thresholds: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Which stage answers each row, and the answers, both int [rows]."""
+    stages = answering_stages(results.confidence, thresholds)
+    return stages, results.answers[stages, np.arange(len(stages))]
 
 
 def choose(
@@ -176,10 +182,16 @@ def choose(
         target_speedup: likewise of those that are so many times as fast as the last stage.
 
     Raises:
-        UserError: no thresholds are so fast.
+        UserError: no thresholds are so fast, or none is so surely as accurate.
     """
     if max_accuracy_drop is not None:
         safe = [one for one in measured if one.lowest_difference >= -max_accuracy_drop]
+        if not safe:
+            least = -max(one.lowest_difference for one in measured)
+            raise UserError(
+                f"--max_accuracy_drop={max_accuracy_drop:g}: valid has so few rows that every cascade may lose "
+                f"{least:.4f} or more by chance: give more, or another aim"
+            )
         return min(safe, key=lambda one: (one.mean_ms, -one.accuracy))
     if max_asked is not None:
         fitting = [one for one in measured if one.asked <= max_asked + 1e-9]
@@ -204,7 +216,7 @@ def frontier(measured: list[Candidate]) -> list[Candidate]:
     return best
 
 
-def check_order(names: list[str], results: StageResults, true: np.ndarray) -> list[str]:
+def check_order(names: list[str], singles: list[Candidate]) -> list[str]:
     """Check that each stage is faster, or else more accurate, than the next; returns warnings of those that are slower.
 
     Slower by the median, by more than 5 %, which is noise.
@@ -212,11 +224,12 @@ def check_order(names: list[str], results: StageResults, true: np.ndarray) -> li
     Raises:
         UserError: a stage is slower and less accurate than the next.
     """
-    accuracy, p50 = (results.answers == true).mean(1), np.median(results.milliseconds, axis=1)
     warnings = []
-    for i in np.flatnonzero(p50[:-1] > NOISE * p50[1:]):
-        numbers = [f"{names[j]} ({accuracy[j]:.4f}, {p50[j]:.3f} ms)" for j in (i, i + 1)]
-        if accuracy[i] < accuracy[i + 1]:
+    for i, (one, following) in enumerate(itertools.pairwise(singles)):
+        if one.p50_ms <= NOISE * following.p50_ms:
+            continue
+        numbers = [f"{names[j]} ({singles[j].accuracy:.4f}, {singles[j].p50_ms:.3f} ms)" for j in (i, i + 1)]
+        if one.accuracy < following.accuracy:
             raise UserError(f"{numbers[0]} is slower and less accurate than {numbers[1]} on valid: leave it out")
         warnings.append(f"{numbers[0]} is slower than {numbers[1]}: give the fastest first")
     return warnings
