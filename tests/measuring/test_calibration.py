@@ -78,7 +78,7 @@ def test_models_that_are_always_right_are_believed():
 
 
 def test_weights_of_a_cascade():
-    """Stage by stage the best pair, against a search; the third, which says what the second does, adds nothing."""
+    """Stage by stage the best pair, against a search; a third that says what the second does gets nothing of these."""
     logits, true = drawn(1.0, 3, 400)
     noise = np.random.default_rng(1).normal(0, 2, (2, *logits.shape))
     stages = [*(logits + noise), logits + noise[1]]
@@ -99,8 +99,11 @@ def test_weights_of_a_cascade():
     assert losses[2] == pytest.approx(losses[1], abs=5e-4)
 
 
-def test_a_stage_that_is_wrong_has_a_finite_temperature():
+def test_stages_before_count_only_where_they_are_worth_it():
+    """Not those that know the last one's logits but for noise. A last one that is wrong has a temperature, too."""
     logits, true = drawn(1.0, 3, 400)
+    noisy = logits + np.random.default_rng(1).normal(0, 2, logits.shape)
+    assert cascade_weights([noisy, logits], true)[1] == (fit_temperature(logits, true), 0.0)
     temperature, of_before = cascade_weights([logits, 9 * np.eye(3)[(true + 1) % 3]], true)[1]
     assert temperature == pytest.approx(np.exp(4)) and of_before == pytest.approx(1.0, abs=0.1)
 

@@ -72,20 +72,23 @@ def cascade_weights(logits: list[np.ndarray], true: np.ndarray) -> list[tuple[fl
     """The temperature of each stage of a cascade, and what the logits of the stages before it count beside its own.
 
     A stage that is asked on has the answers of all before it at hand, and together they are right more often than it is
-    alone (Wang et al. 2022, Wisdom of Committees, arXiv 2012.01988). Stage by stage, the two numbers minimize the mean
-    negative log likelihood of `true`; the first stage's second is 0.
+    alone (Wang et al. 2022, Wisdom of Committees, arXiv 2012.01988). Stage by stage, the two numbers maximize the
+    likelihood of `true`. The second is 0 for the first stage, and where it is worth no more than a number that is
+    fitted gains by chance, by the Bayesian information criterion (Schwarz 1978): small models that learned all they
+    know from the stage add nothing to it.
 
     Args:
         logits: of each stage, fastest first, float [rows, labels].
         true: label ids, int [rows].
     """
     weights = [(fit_temperature(logits[0], true), 0.0)]
+    least = float(np.exp(-LARGEST_LOG_TEMPERATURE))  # as of `fit_temperature`
     for number in range(1, len(logits)):
-        before = cascade_logits(logits[:number], weights)[-1]
-        # The temperature of a stage that adds nothing is a number, too.
-        least = float(np.exp(-LARGEST_LOG_TEMPERATURE))
-        of_before, own = pool_weights(np.stack([before, logits[number]]), true, least_of_last=least).tolist()
-        weights.append((1 / own, of_before))
+        before, own = cascade_logits(logits[:number], weights)[-1], logits[number].astype(np.float64)
+        of_before, of_own = pool_weights(np.stack([before, own]), true, least_of_last=least).tolist()
+        alone = fit_temperature(own, true)
+        gain = _log_likelihood(of_before * before + of_own * own, true) - _log_likelihood(own / alone, true)
+        weights.append((1 / of_own, of_before) if gain > 0.5 * np.log(len(true)) else (alone, 0.0))
     return weights
 
 
@@ -99,6 +102,10 @@ def cascade_logits(logits: list[np.ndarray], weights: list[tuple[float, float]])
     for own, (temperature, of_before) in zip(logits, weights, strict=True):
         combined.append(own / temperature + of_before * combined[-1] if combined else own / temperature)
     return combined
+
+
+def _log_likelihood(logits: np.ndarray, true: np.ndarray) -> float:
+    return float((logits[np.arange(len(true)), true] - np.logaddexp.reduce(logits, axis=1)).sum())
 
 
 def expected_calibration_error(logits: np.ndarray, true: np.ndarray, num_bins: int = NUM_BINS) -> float:
