@@ -40,7 +40,6 @@ def test_the_whole_way(trained, stages, milliseconds):
     config = json.loads((out / "config.json").read_text())
     (first, last), asked = config["fastformers"]["cascade"], config["fastformers"]["asked"]
     assert 0 <= asked <= 0.5 and 0 <= first["threshold"] <= 1 and last["threshold"] == 0 and first["temperature"] > 0
-    assert first["previous_weight"] == 0 < last["previous_weight"]
     assert config["id2label"] == {"0": "negative", "1": "positive"} and config["fastformers"]["n_ctx"] == 16
 
     # On valid, what was chosen.
@@ -143,6 +142,22 @@ def test_aims(run, folders):
     before = snapshot(Path())
     fails(run(aim="--target_speedup=1000"), "--target_speedup=1000", "times as fast")
     assert snapshot(Path()) == before
+
+
+def test_logits_that_are_added_up(run, folders, monkeypatch):
+    """The folder answers as was measured, with the weights that were fitted."""
+    monkeypatch.setattr("cascade.cascade_weights", lambda logits, true: [(0.5, 0.0), (0.8, 1.5)][: len(logits)])
+    code, stderr = run(aim="--max_asked=0.6")
+    assert code == 0, stderr
+    stages = json.loads(Path("out/config.json").read_text())["fastformers"]["cascade"]
+    assert [(stage["temperature"], stage["previous_weight"]) for stage in stages] == [(0.5, 0.0), (0.8, 1.5)]
+    rows = [line.split("\t") for line in Path("data/valid.txt").read_text(encoding="utf-8").splitlines()]
+    answers = [
+        [one.label for one in Predictor(path, 1).predict_batch([text for text, _ in rows])] for path in ("out", "b")
+    ]
+    accuracy, of_last = (np.mean([label == row[1] for label, row in zip(own, rows, strict=True)]) for own in answers)
+    assert chosen()["accuracy"] == pytest.approx(accuracy)
+    assert chosen()["difference"] == pytest.approx(accuracy - of_last)
 
 
 def test_one_model_is_as_good(run, folders, milliseconds):
