@@ -226,8 +226,8 @@ model() { # NAME SEED: the trained model of a row
     more-texts-6) of_round second "$name" assistant "$2" ;;
     texts-3) of_round first "$name" student "$2" ;;
     more-texts-3) of_round second "$name" student "$2" ;;
-    texts-2) of_round first "$name" pruned-small "$2" ;;
-    more-texts-2) of_round second "$name" pruned-small "$2" ;;
+    texts-2) of_round first "$name" pruned-small "$2" SHAPE_small="$SMALLER" ;;
+    more-texts-2) of_round second "$name" pruned-small "$2" SHAPE_small="$SMALLER" ;;
     # About 10,500 steps each: 10, 5, 2 and 5 times all rows.
     steps-train) student "$name" "$2" --epoch=10 ;;
     steps-texts | steps-augmented)
