@@ -63,7 +63,6 @@ DISTILL = fastformers.py $(COMMON) \
 # more rows to learn from, fewer epochs will do.
 SHAPE_medium = --target_num_heads=6 --target_ffn_dim=768
 SHAPE_small = --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=384
-EPOCHS_assistant = 1
 ifdef AUGMENT
 AUGMENTED = $(DATA)/augmented.txt
 AUGMENTED_ROWS = --augmented
@@ -170,13 +169,6 @@ $(RUN)/assistant.done: $(RUN)/teacher.done
 		$(MEASURE) $(STUDENT_OPTIONS) $(UNLABELLED_ROWS)
 	@touch $@
 
-# With half of their multiplications, these 6 layers lose hardly anything, and are as fast as 3 whole ones.
-$(RUN)/cut-assistant.done: $(RUN)/assistant.done
-	$(PYTHON) prune.py $(COMMON) --bert_output_dir=$(RUN)/assistant --model_path=$(RUN)/assistant.pt \
-		--target_macs=0.5 \
-		--bert_output_dir_pruned=$(RUN)/cut-assistant --save_path_pruned=$(RUN)/cut-assistant.pt
-	@touch $@
-
 $(RUN)/int8-teacher.done $(RUN)/int8-pruned-teacher.done: private COMMON = $(TEACHER_COMMON)
 else
 LAYERS_OF = teacher
@@ -207,7 +199,7 @@ $(RUN)/student.done: $(RUN)/student-start.done
 		$(MEASURE) $(STUDENT_OPTIONS) $(UNLABELLED_ROWS)
 	@touch $@
 
-# The student cut to one of the shapes above; this, or what is left of the 6 layers, is distilled once more.
+# The student cut to one of the shapes above, and distilled once more.
 $(RUN)/cut-%.done: $(RUN)/student.done
 	$(PYTHON) prune.py $(COMMON) --bert_output_dir=$(RUN)/student --model_path=$(RUN)/student.pt \
 		$(SHAPE_$*) --bert_output_dir_pruned=$(RUN)/cut-$* --save_path_pruned=$(RUN)/cut-$*.pt
@@ -225,7 +217,7 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 	@touch $@
 
 # The smallest model, which asks larger ones where it is not sure. Served by processes of one thread, so measured so.
-STAGES = pruned-small $(if $(TEACHER),pruned-assistant assistant,pruned-medium) teacher
+STAGES = pruned-small $(if $(TEACHER),student assistant,pruned-medium) teacher
 $(RUN)/cascade.done: private AIM = $(CASCADE_OPTIONS)
 $(RUN)/fast-cascade.done: private AIM = $(FAST_CASCADE_OPTIONS)
 $(RUN)/cascade.done $(RUN)/fast-cascade.done: $(STAGES:%=$(RUN)/int8-%.done)
@@ -240,9 +232,8 @@ RUNGS = --rung "teacher, padded to n_ctx" pytorch_fixed $(RUN)/teacher \
 		--rung "+ fused graph, int8" onnx $(RUN)/models/teacher \
 		--rung "+ pruning without training" onnx $(RUN)/models/pruned-teacher \
 		--rung "+ distillation, 6 small layers" onnx $(RUN)/models/assistant \
-		--rung "+ pruning, half of the 6 layers" onnx $(RUN)/models/pruned-assistant \
 		--rung "+ distillation, 3 layers" onnx $(RUN)/models/student
-LADDER_MODELS = teacher pruned-teacher assistant pruned-assistant $(STUDENTS)
+LADDER_MODELS = teacher pruned-teacher assistant $(STUDENTS)
 else
 RUNGS = --rung "teacher, padded to n_ctx" pytorch_fixed $(RUN)/teacher \
 		--rung "+ dynamic length" pytorch $(RUN)/teacher \

@@ -224,11 +224,10 @@ model() { # NAME SEED: the trained model of a row
         ;;
     texts-6) of_round first "$name" assistant "$2" ;;
     more-texts-6) of_round second "$name" assistant "$2" ;;
-    more-texts-half-6) of_round second "$name" pruned-assistant "$2" ;;
     texts-3) of_round first "$name" student "$2" ;;
     more-texts-3) of_round second "$name" student "$2" ;;
-    texts-2) of_round first "$name" pruned-small "$2" SHAPE_small="$SMALLER" ;;
-    more-texts-2) of_round second "$name" pruned-small "$2" SHAPE_small="$SMALLER" ;;
+    texts-2) of_round first "$name" pruned-small "$2" ;;
+    more-texts-2) of_round second "$name" pruned-small "$2" ;;
     # About 10,500 steps each: 10, 5, 2 and 5 times all rows.
     steps-train) student "$name" "$2" --epoch=10 ;;
     steps-texts | steps-augmented)
@@ -328,7 +327,7 @@ ablations() {
 
 unlabelled_rows() {
     local name seed
-    for name in texts-6 texts-3 texts-2 more-texts-6 more-texts-half-6 more-texts-3 more-texts-2 steps-train steps-texts \
+    for name in texts-6 texts-3 texts-2 more-texts-6 more-texts-3 more-texts-2 steps-train steps-texts \
         steps-augmented steps-texts-of-6-layers steps-other-texts few-alone few-texts all-labels; do
         for seed in $SEEDS; do row $name "$seed"; done
     done

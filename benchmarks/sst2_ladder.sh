@@ -3,14 +3,13 @@
 # In the first round 6 layers learn from train.txt and TEXTS, for 3 epochs. In the second they go on for 2 epochs, from
 # TEXTS and OTHER_TEXTS, and give their layers to the smaller models. The accuracy table shows models of both rounds.
 FIRST_DATA=data/sst2-texts FIRST=runs/sst2-texts SECOND=runs/sst2
-TAUGHT="--kd_loss=mse --batch_size=64 --dropout=0"
-SMALLER="--keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=128" # than the ladder's smallest: of the table's rows
 
 ladder() { # TARGET SEED VARIABLES...: make the ladder, or one of its models, from the larger teacher
     local target=$1 seed=$2
     shift 2
     make "$target" TEACHER=$LARGE TEACHER_OPTIONS="$LARGE_OPTIONS" \
-        STUDENT_OPTIONS="$TAUGHT --lr=2e-4 --measure=loss --seed=$seed" "$@"
+        STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --batch_size=64 --dropout=0 --measure=loss --seed=$seed" \
+        SHAPE_small="--keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=128" "$@"
 }
 
 first_round() { # TARGET SEED VARIABLES...: a model of the ladder, from TEXTS
@@ -31,14 +30,13 @@ second_round() { # TARGET SEED VARIABLES...: a model of the ladder, from all tex
         cp -r $FIRST/teacher $FIRST/teacher.pt $SECOND
         touch $SECOND/teacher.done
     fi
-    ladder "$1" "$2" $variables CASCADE_OPTIONS=--target_speedup=5 FAST_CASCADE_OPTIONS=--target_speedup=23 "${@:3}"
+    ladder "$1" "$2" $variables CASCADE_OPTIONS=--target_speedup=5 FAST_CASCADE_OPTIONS=--target_speedup=26 "${@:3}"
 }
 
-of_round() { # first|second NAME MODEL SEED VARIABLES...: of other seeds or variables, begun from the ladder's models
+of_round() { # first|second NAME MODEL SEED: a model of it; of other seeds, begun from the same models as of seed 42
     local round=$1_round name=$2 model=$3 seed=$4 folder=$FIRST before
     [ "$1" = first ] || folder=$SECOND
-    shift 4
-    if [ "$seed" != 42 ] || [ $# != 0 ]; then
+    if [ "$seed" != 42 ]; then
         local of_42=$folder
         folder=$RUN/$name-ladder
         mkdir -p "$folder"
@@ -48,7 +46,7 @@ of_round() { # first|second NAME MODEL SEED VARIABLES...: of other seeds or vari
             ln -sfn "$PWD/$of_42/$before" "$PWD/$of_42/$before.pt" "$PWD/$of_42/$before.done" "$folder"
         done
     fi
-    $round "$folder/$model.done" "$seed" RUN="$folder" "$@"
+    $round "$folder/$model.done" "$seed" RUN="$folder"
     ln -sfn "$PWD/$folder/$model" "$RUN/$name"
     ln -sfn "$PWD/$folder/$model.pt" "$RUN/$name.pt"
 }
@@ -57,9 +55,5 @@ ladder_table() {
     second_round $SECOND/teacher.done 42
     [ -e $SECOND/static/model.safetensors ] ||
         .venv-model2vec/bin/python -m benchmarks.static_classifier $SECOND/teacher $SST2/train.txt $SECOND/static
-    # 2 small layers have much to learn anew, so at a higher rate. By the labels of valid.txt, the first of their epochs
-    # would be the best; by the distance to the teacher's logits, the last.
-    second_round $SECOND/cut-small.done 42
-    second_round $SECOND/pruned-small.done 42 STUDENT_OPTIONS="$TAUGHT --lr=5e-4 --measure=kd_loss --seed=42"
     second_round ladder 42 STATIC=$SECOND/static
 }
