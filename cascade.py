@@ -203,13 +203,10 @@ def fitted_weights(logits: list[np.ndarray], true: np.ndarray, task: str) -> Wei
 
     Where a text has any number of labels, whose thresholds go by the probabilities as they are, nothing is changed.
     """
-    alone = [(number,) for number in range(len(logits))]
+    every = [*((number,) for number in range(len(logits))), *cascades(len(logits))]
     if task != SINGLE_LABEL:
-        return {members: [(1.0, 0.0)] * len(members) for members in [*alone, *cascades(len(logits))]}
-    return {
-        members: cascade_weights([logits[number] for number in members], true)
-        for members in [*alone, *cascades(len(logits))]
-    }
+        return {members: [(1.0, 0.0)] * len(members) for members in every}
+    return {members: cascade_weights([logits[number] for number in members], true) for members in every}
 
 
 def stage_results(

@@ -260,7 +260,8 @@ class _Stage:
 
     def __init__(self, folder: StageFolder, num_threads: int) -> None:
         model, path = folder.model, folder.model.path
-        self.temperature, self.threshold, self.previous_weight = folder[1:]
+        self.temperature, self.threshold = folder.temperature, folder.threshold
+        self.previous_weight = folder.previous_weight
         self.tokenization, self.n_ctx, self.thresholds = model.tokenization, model.n_ctx, np.array(model.thresholds)
         try:
             self.tokenizers = prepare_tokenizer(Tokenizer.from_file(str(path / TOKENIZER)))

@@ -74,7 +74,9 @@ def write_cascade_dir(
             name = f"stage-{number}"
             shutil.copytree(stage.model.path, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
             hashes[f"{name}/config.json"] = hashlib.sha256((folder / name / "config.json").read_bytes()).hexdigest()
-            entries.append({"folder": name} | dict(zip(stage._fields[1:], stage[1:], strict=True)))
+            own = stage._asdict()
+            del own["model"]
+            entries.append({"folder": name} | own)
         texts = {"texts": stages[0].model.texts_a_row} if stages[0].model.texts_a_row else {}
         config = {
             "id2label": {str(i): label for i, label in enumerate(labels)},

@@ -26,10 +26,7 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     scores = logits.astype(np.float64)
 
     def loss(log_temperature: float) -> float:
-        scaled = scores / np.exp(log_temperature)
-        largest = scaled.max(1)
-        log_sums = largest + np.log(np.exp(scaled - largest[:, None]).sum(1))
-        return float((log_sums - scaled[np.arange(len(true)), true]).mean())
+        return -_log_likelihood(scores / np.exp(log_temperature), true).mean()
 
     bounds = (-LARGEST_LOG_TEMPERATURE, LARGEST_LOG_TEMPERATURE)
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x))
@@ -87,8 +84,8 @@ def cascade_weights(logits: list[np.ndarray], true: np.ndarray) -> list[tuple[fl
         before, own = cascade_logits(logits[:number], weights)[-1], logits[number].astype(np.float64)
         of_before, of_own = pool_weights(np.stack([before, own]), true, least_of_last=least).tolist()
         alone = fit_temperature(own, true)
-        gain = _log_likelihood(of_before * before + of_own * own, true) - _log_likelihood(own / alone, true)
-        weights.append((1 / of_own, of_before) if gain > 0.5 * np.log(len(true)) else (alone, 0.0))
+        gains = _log_likelihood(of_before * before + of_own * own, true) - _log_likelihood(own / alone, true)
+        weights.append((1 / of_own, of_before) if gains.sum() > 0.5 * np.log(len(true)) else (alone, 0.0))
     return weights
 
 
@@ -104,8 +101,11 @@ def cascade_logits(logits: list[np.ndarray], weights: list[tuple[float, float]])
     return combined
 
 
-def _log_likelihood(logits: np.ndarray, true: np.ndarray) -> float:
-    return float((logits[np.arange(len(true)), true] - np.logaddexp.reduce(logits, axis=1)).sum())
+def _log_likelihood(logits: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """The logarithm of the probability of each row's true label, [rows]."""
+    largest = logits.max(1)
+    log_sums = largest + np.log(np.exp(logits - largest[:, None]).sum(1))
+    return logits[np.arange(len(true)), true] - log_sums
 
 
 def expected_calibration_error(logits: np.ndarray, true: np.ndarray, num_bins: int = NUM_BINS) -> float:
