@@ -45,7 +45,6 @@ of_round() { # first|second NAME MODEL SEED: a model of it; of other seeds, begu
             $round "$of_42/$before.done" 42
             ln -sfn "$PWD/$of_42/$before" "$PWD/$of_42/$before.pt" "$PWD/$of_42/$before.done" "$folder"
         done
-        ln -sfn "$PWD/$of_42/teacher-data" "$folder" # else make would train the teacher again
     fi
     $round "$folder/$model.done" "$seed" RUN="$folder"
     ln -sfn "$PWD/$folder/$model" "$RUN/$name"
