@@ -26,7 +26,6 @@ DATA = data/movie-reviews-1000
 RUN = runs/demo-quick
 TEACHER_OPTIONS = --lr=1e-4 --epoch=2 --batch_size=32
 EPOCHS_student = 3
-STUDENT_OPTIONS = --kd_loss=mse --lr=2e-4 --batch_size=32 --dropout=0
 else
 ifeq ($(origin DATA),command line)
 RUN = runs/$(notdir $(patsubst %/,%,$(DATA)))
@@ -37,8 +36,8 @@ AUGMENT = 4
 endif
 TEACHER_OPTIONS = $(if $(TEACHER),--lr=3e-5 --epoch=2 --batch_size=32,--lr=1e-4 --epoch=2 --batch_size=64)
 EPOCHS_student = 4
-STUDENT_OPTIONS = --kd_loss=mse --lr=4e-4 --batch_size=64 --dropout=0
 endif
+STUDENT_OPTIONS = --kd_loss=mse --lr=4e-4 --batch_size=64 --dropout=0
 
 # make splits names at spaces, and gives colons and % signs a meaning of its own.
 ifneq ($(words $(subst :,x x,$(subst %,x x,$(DATA)))),1)

@@ -29,7 +29,8 @@ SENTENCES=data/sst2-sentences WORDS=12
 # rows of train.txt are such texts.
 TEXTS=${TEXTS:-../shared/data/critics/unlabelled.txt}
 OTHER_TEXTS=${OTHER_TEXTS:-../shared/data/critics/reviews-cc-by.txt}
-WITH_TEXTS=data/sst2-unlabelled WITH_OTHERS=data/sst2-other-texts FEW=data/sst2-1000
+WITH_TEXTS=data/sst2-unlabelled WITH_OTHERS=data/sst2-other-texts WITH_DOMAINS=data/sst2-other-domains
+ONE_VARIANT=data/sst2-one-variant FEW=data/sst2-1000
 ALONE_OPTIONS="--lr=1e-4 --epoch=1 --batch_size=32 --eval_steps=500"
 TEACHER_OPTIONS="--kd_loss=mse --lr=1.5e-4 --batch_size=64 --dropout=0 --measure=loss"
 STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0"
@@ -73,14 +74,11 @@ distilled() { # NAME TEACHER START SEED OPTIONS...
         --seed="$seed" "$@"
 }
 
-for_larger() { # FOLDER: its rows as the larger teacher reads them, in FOLDER-mpnet
+for_larger() { # FOLDER: its labelled rows as the larger teacher reads them, in FOLDER-mpnet
     [ ! -e "$1-mpnet/tokenized/meta.json" ] || return 0
     $PYTHON embeddings/fetch.py $LARGE
     mkdir -p "$1-mpnet"
-    local split
-    for split in train valid test augmented unlabelled; do
-        [ ! -e "$1/$split.txt" ] || cp "$1/$split.txt" "$1-mpnet"
-    done
+    cp "$1"/{train,valid,test}.txt "$1-mpnet"
     $PYTHON preprocess.py $LARGE_CONFIG --data_dir="$1-mpnet" --bert_model_name_or_path=embeddings/$LARGE
 }
 
@@ -99,8 +97,7 @@ taught() { # NAME START SEED OPTIONS...: distilled from the larger teacher of se
     larger 42
     local name=$1 start=$2 seed=$3
     shift 3
-    distilled "$name" larger-42 "$start" "$seed" --teacher_config=configs/config-mpnet-cls.json \
-        --teacher_data_dir=$DATA-mpnet "$@"
+    distilled "$name" larger-42 "$start" "$seed" --teacher_config=configs/config-mpnet-cls.json "$@"
 }
 
 teacher() { # SEED
@@ -149,14 +146,12 @@ sentences() { # the data with variants of train.txt's rows of WORDS words and mo
     $PYTHON preprocess.py $COMMON --data_dir=$SENTENCES --bert_model_name_or_path=$ENCODER
 }
 
-with_texts() { # FOLDER TEXTS: the data and these unlabelled texts, as both tokenizers read them
-    if [ ! -e "$1/tokenized/meta.json" ]; then
-        mkdir -p "$1"
-        cp $DATA/{train,valid,test,augmented}.txt "$1"
-        cp "$2" "$1/unlabelled.txt"
-        $PYTHON preprocess.py $COMMON --data_dir="$1" --bert_model_name_or_path=$ENCODER
-    fi
-    for_larger "$1"
+with_texts() { # FOLDER TEXTS: the data and these unlabelled texts
+    [ ! -e "$1/tokenized/meta.json" ] || return 0
+    mkdir -p "$1"
+    cp $DATA/{train,valid,test}.txt "$1"
+    cp "$2" "$1/unlabelled.txt"
+    $PYTHON preprocess.py $COMMON --data_dir="$1" --bert_model_name_or_path=$ENCODER
 }
 
 few_labels() { # every 67th row with its label, and the others without
@@ -170,15 +165,29 @@ few_labels() { # every 67th row with its label, and the others without
     for_larger $FEW
 }
 
-taught_texts() { # FOLDER NAME START SEED OPTIONS...: of the larger teacher's logits, from the rows of FOLDER
-    taught "$2" "$3" "$4" --data_dir="$1" --teacher_data_dir="$1-mpnet" "${@:5}"
+from_encoder() { # NAME SEED FOLDER OPTIONS...: 3 layers of the encoder, of the larger teacher's logits of these rows
+    start_from encoder-start $ENCODER 1,3,5
+    taught "$1" $RUN/encoder-start "$2" $STUDENT_OPTIONS --data_dir="$3" "${@:4}"
+}
+
+other_domains() { # tweets, product reviews and editorials
+    $PYTHON -c 'from data.fetch import fetch_movie_reviews as fetch
+for text, _ in fetch(other_domains=True)["unlabelled"]: print(text)'
+}
+
+one_variant() { # the data with every fourth augmented row
+    [ ! -e $ONE_VARIANT/tokenized/meta.json ] || return 0
+    mkdir -p $ONE_VARIANT
+    cp $DATA/{train,valid,test}.txt $ONE_VARIANT
+    awk 'NR % 4 == 1' $DATA/augmented.txt >$ONE_VARIANT/augmented.txt
+    $PYTHON preprocess.py $COMMON --data_dir=$ONE_VARIANT --bert_model_name_or_path=$ENCODER
 }
 
 taught_few() { # NAME SEED OPTIONS...: 3 layers of the encoder, of the larger teacher of 1,000 labels
     model few-larger 42
     start_from encoder-start $ENCODER 1,3,5
     distilled "$1" few-larger-42 $RUN/encoder-start "$2" $STUDENT_OPTIONS \
-        --teacher_config=configs/config-mpnet-cls.json --data_dir=$FEW --teacher_data_dir=$FEW-mpnet "${@:3}"
+        --teacher_config=configs/config-mpnet-cls.json --data_dir=$FEW "${@:3}"
 }
 
 model() { # NAME SEED: the trained model of a row
@@ -208,9 +217,8 @@ model() { # NAME SEED: the trained model of a row
         ;;
     augmented-then-larger)
         model augmented "$2"
-        for_larger $SENTENCES
-        taught "$name" "$RUN/augmented-$2" "$2" $STUDENT_OPTIONS --lr=1e-4 --data_dir=$SENTENCES \
-            --teacher_data_dir=$SENTENCES-mpnet $AUGMENTED --eval_steps=1150
+        taught "$name" "$RUN/augmented-$2" "$2" $STUDENT_OPTIONS --lr=1e-4 --data_dir=$SENTENCES $AUGMENTED \
+            --eval_steps=1150
         ;;
     augmented-at-once) student_of_states "$name" $RUN/student-start "$2" $AUGMENTED ;;
     augmented-logits)
@@ -228,25 +236,30 @@ model() { # NAME SEED: the trained model of a row
     more-texts-3) of_round second "$name" student "$2" ;;
     texts-2) of_round first "$name" pruned-small "$2" ;;
     more-texts-2) of_round second "$name" pruned-small "$2" ;;
-    # About 10,500 steps each: 10, 5, 2 and 5 times all rows.
-    steps-train) student "$name" "$2" --epoch=10 ;;
-    steps-texts | steps-augmented)
-        start_plain
+    # About 2,100 steps each, from layers of the plain encoder: 2, 1, 1, 1, 1 and 2 times all rows.
+    steps-train) from_encoder "$name" "$2" $DATA --epoch=2 ;;
+    steps-augmented)
+        one_variant
+        from_encoder "$name" "$2" $ONE_VARIANT --augmented --epoch=1
+        ;;
+    steps-texts)
         with_texts $WITH_TEXTS "$TEXTS"
-        local more="--unlabelled --epoch=5"
-        [ "$1" = steps-texts ] || more="--augmented --epoch=2"
-        taught_texts $WITH_TEXTS "$name" $RUN/start-plain "$2" $STUDENT_OPTIONS $more
+        from_encoder "$name" "$2" $WITH_TEXTS --unlabelled --epoch=1
         ;;
     steps-texts-of-6-layers)
-        start_plain
         with_texts $WITH_TEXTS "$TEXTS"
-        distilled "$name" teacher-plain-42 $RUN/start-plain "$2" $STUDENT_OPTIONS --data_dir=$WITH_TEXTS --unlabelled \
-            --epoch=5
+        alone 42
+        start_from encoder-start $ENCODER 1,3,5
+        distilled "$name" alone-42 $RUN/encoder-start "$2" $STUDENT_OPTIONS --data_dir=$WITH_TEXTS --unlabelled \
+            --epoch=1
         ;;
     steps-other-texts)
-        start_plain
         with_texts $WITH_OTHERS "$OTHER_TEXTS"
-        taught_texts $WITH_OTHERS "$name" $RUN/start-plain "$2" $STUDENT_OPTIONS --unlabelled --epoch=5
+        from_encoder "$name" "$2" $WITH_OTHERS --unlabelled --epoch=1
+        ;;
+    steps-other-domains)
+        with_texts $WITH_DOMAINS <(other_domains)
+        from_encoder "$name" "$2" $WITH_DOMAINS --unlabelled --epoch=2
         ;;
     few-larger)
         few_labels
@@ -254,10 +267,6 @@ model() { # NAME SEED: the trained model of a row
         ;;
     few-alone) taught_few "$name" "$2" --epoch=40 ;;
     few-texts) taught_few "$name" "$2" --unlabelled ;;
-    all-labels)
-        start_from encoder-start $ENCODER 1,3,5
-        taught "$name" $RUN/encoder-start "$2" $STUDENT_OPTIONS
-        ;;
     *)
         echo "benchmarks/sst2.sh: unknown row $1" >&2
         exit 2
@@ -328,7 +337,7 @@ ablations() {
 unlabelled_rows() {
     local name seed
     for name in texts-6 texts-3 texts-2 more-texts-6 more-texts-3 more-texts-2 steps-train steps-texts \
-        steps-augmented steps-texts-of-6-layers steps-other-texts few-alone few-texts all-labels; do
+        steps-augmented steps-texts-of-6-layers steps-other-texts steps-other-domains few-alone few-texts; do
         for seed in $SEEDS; do row $name "$seed"; done
     done
     row few-larger 42

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ import utils.predictor
 
 # Tiny models gain nothing from a second thread, and make test runs two processes, whose threads would wait for another.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests start
 disable_progress_bar()
 utils.predictor.usable_cpus = lambda: 1
 
@@ -328,7 +329,7 @@ def trained(project) -> Project:
 _made_once: dict[str, tempfile.TemporaryDirectory] = {}  # folders of projects
 
 
-def made_once(name: str, project: Project, steps: Callable[[Project], list[tuple[int, str]]]) -> Project:
+def made_once(name: str, project: Project, steps: Callable[[Project], Iterable[tuple[int, str]]]) -> Project:
     """Take `steps` in a project's folder; copy what they made where steps of this name have been taken before."""
     if name in _made_once:
         shutil.rmtree(project.data)

@@ -87,6 +87,7 @@ def test_rows_are_new_and_the_same_for_any_number_of_processes(project):
         code, stderr = augment(steps, "--n_iter=4", f"--num_proc={count}")
         assert code == 0, stderr
         results.append(rows(steps.data / "augmented.txt"))
+        assert f"[Augmented] : {len(results[-1])} rows of 96, written to " in stderr
     assert results[0] == results[1] and len(results[0]) > 96
     texts = [line.split("\t")[0] for line in results[0]]
     assert len(set(texts)) == len(texts) and not known & set(texts)

@@ -83,6 +83,17 @@ def test_parts_that_stay_fp32():
     assert products == [f"layer.{i}.ffn_norm.negated.matmul" for i in range(3)] + ["logits.matmul"]
 
 
+@pytest.mark.parametrize(("low", "high", "zero"), [(-1.0, 3.0, 64), (0.5, 5.1, 0)])
+def test_a_static_range_takes_all_of_8_bits(low, high, zero):
+    """From the smallest, 0 at most as padding is 0, to the largest."""
+    fp32 = build_graph(tiny_model("bert"))
+    names = {node.input[0] for node in fp32.graph.node if node.op_type in ("MatMul", "Attention")}
+    graph = quantize_int8(fp32, Recipe(static=True), 8, dict.fromkeys(names, (low, high))).graph
+    weights = {w.name: numpy_helper.to_array(w) for w in graph.initializer}
+    assert weights["layer.0.ffn_norm.scale"] == pytest.approx((high - min(low, 0)) / 255)
+    assert weights["layer.0.ffn_norm.zero"] == zero
+
+
 def test_calibrated_ranges_are_mean_extremes(tmp_path):
     model = tiny_model("bert")
     batches = [numpy_batch(model, [5]), numpy_batch(model, [9], seed=1)]

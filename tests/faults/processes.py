@@ -141,3 +141,4 @@ if __name__ == "__main__":
     # For tests, whose own process has threads and cannot be forked: a JSON list of script, log and arguments a line.
     for request in map(json.loads, sys.stdin):
         print(run(request[0], request[2:], Path(request[1])), flush=True)
+    os._exit(0)  # without a second of tidying up
