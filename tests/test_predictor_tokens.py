@@ -63,7 +63,9 @@ def test_plain_texts_need_no_normalizer(lowercase):
     assert prepared.without_normalizer is not None
     expected = plain(wordpiece(lowercase).encode_batch(texts))
     assert tokenize(prepared, texts, 10_000) == expected
-    assert [tokenize(prepared, [text], 10_000)[0] for text in texts[:200]] == expected[:200]
+    for _ in range(2):  # in the second round all words have been met
+        assert [tokenize(prepared, [text], 10_000)[0] for text in texts] == expected
+    assert prepared.words and len(prepared.words.known) > 200
 
 
 def test_truncation_is_the_tokenizers_own():
@@ -72,7 +74,31 @@ def test_truncation_is_the_tokenizers_own():
     for n_ctx in range(4, 12):
         own = wordpiece(lowercase=True)
         own.enable_truncation(n_ctx)
-        assert tokenize(prepare_tokenizer(wordpiece(lowercase=True)), texts, n_ctx) == plain(own.encode_batch(texts))
+        prepared, expected = prepare_tokenizer(wordpiece(lowercase=True)), plain(own.encode_batch(texts))
+        assert tokenize(prepared, texts, n_ctx) == expected
+        assert [tokenize(prepared, [text], n_ctx)[0] for text in texts] == expected
+
+
+def test_words_are_remembered_within_bounds(monkeypatch):
+    monkeypatch.setattr("utils.predictor.WORDS_KEPT", 3)
+    prepared, own = prepare_tokenizer(wordpiece(True)), wordpiece(True)
+    texts = ["a good film !", "the plot", "x" * 33, "x" * 101, "a good film ! the", "é good", ""]
+    for text in texts:
+        assert tokenize(prepared, [text], 64) == plain([own.encode(text)])
+        assert prepared.words and len(prepared.words.known) <= 3
+    assert set(prepared.words.known) == {"!", "the"}
+
+
+def test_only_the_words_of_berts_kind_are_remembered():
+    """Where texts are split otherwise, or get other special tokens, the tokenizer does it."""
+    others = [wordpiece(True) for _ in range(3)]
+    others[0].pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    others[1].post_processor = processors.TemplateProcessing("[CLS]:1 $A:1", None, [("[CLS]", 2)])
+    others[2].model = models.WordLevel(others[2].get_vocab(), unk_token="[UNK]")
+    for other in others:
+        expected = plain([other.encode("A good, good film!")])
+        prepared = prepare_tokenizer(other)
+        assert prepared.words is None and tokenize(prepared, ["A good, good film!"], 64) == expected
 
 
 def test_long_pairs_take_little_memory():
