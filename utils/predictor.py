@@ -312,7 +312,7 @@ def confidence(logits: np.ndarray, problem_type: str, thresholds: np.ndarray) ->
     0.5, at the threshold, to 1.
     """
     if problem_type != MULTI_LABEL:
-        return softmax(logits).max(1)
+        return 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)  # softmax's maximum
     away = sigmoid(logits) - thresholds
     return (0.5 + 0.5 * np.where(away > 0, away / (1 - thresholds), -away / thresholds)).min(1)
 
