@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import logits, make_batch
+from conftest import logits, make_batch, make_model
+from transformers import AutoModelForSequenceClassification
 
 from utils.models.classifier import load_model
 from utils.models.config import Config
 from utils.models.output_layer import output_layer, standardized_output
+from utils.system.errors import UserError
 
 SCALE = (np.array([1000.0, -2.0], np.float32), np.array([50.0, 0.25], np.float32))
 FAMILIES = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert"]
@@ -76,3 +78,13 @@ def test_an_optimizer_goes_on_with_the_same_weights_after_saving(made):
         with in_units():
             pass
         assert output_layer(model).weight is parameter
+
+
+def test_of_any_other_family_it_is_the_last_layer_with_as_many_outputs():
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 2}
+    model = make_model("roformer", AutoModelForSequenceClassification, vocab_size=24, embedding_size=16, **sizes)
+    assert output_layer(model) is model.classifier.out_proj
+    model.classifier.out_proj.bias = None
+    model.roformer = None
+    with pytest.raises(UserError, match="the family 'roformer' have no last layer with a bias"):
+        output_layer(model)
