@@ -91,10 +91,11 @@ def test_words_are_remembered_within_bounds(monkeypatch):
 
 def test_only_the_words_of_berts_kind_are_remembered():
     """Where texts are split otherwise, or get other special tokens, the tokenizer does it."""
-    others = [wordpiece(True) for _ in range(3)]
+    others = [wordpiece(True) for _ in range(4)]
     others[0].pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     others[1].post_processor = processors.TemplateProcessing("[CLS]:1 $A:1", None, [("[CLS]", 2)])
     others[2].model = models.WordLevel(others[2].get_vocab(), unk_token="[UNK]")
+    others[3].model = models.WordPiece(others[3].get_vocab(), unk_token="[UNK]", max_input_chars_per_word=3)
     for other in others:
         expected = plain([other.encode("A good, good film!")])
         prepared = prepare_tokenizer(other)

@@ -606,7 +606,10 @@ def prepare_tokenizer(tokenizer: Tokenizer) -> Tokenizers:
 
 def _no_words_yet(tokenizer: Tokenizer) -> Words | None:
     """To remember words in; None where tokens may not be those of the words that `WORD` finds, one after the other."""
-    if not isinstance(tokenizer.pre_tokenizer, BertPreTokenizer) or not isinstance(tokenizer.model, WordPiece):
+    model = tokenizer.model
+    if not isinstance(tokenizer.pre_tokenizer, BertPreTokenizer) or not isinstance(model, WordPiece):
+        return None
+    if model.max_input_chars_per_word < LONGEST_KEPT:
         return None
     encoding = tokenizer.encode("a")
     is_special = encoding.special_tokens_mask
@@ -683,7 +686,7 @@ def _word_by_word(tokenizers: Tokenizers, words: Words, text: str, n_ctx: int) -
         tokens = words.known.get(word)
         if tokens is None:
             assert tokenizers.without_normalizer
-            tokens = tokenizers.without_normalizer.encode(word, add_special_tokens=False).ids
+            tokens = _tokens_of(word, tokenizers.without_normalizer)
             if len(words.known) >= WORDS_KEPT:
                 words.known.clear()
             if len(word) <= LONGEST_KEPT:
@@ -691,6 +694,12 @@ def _word_by_word(tokenizers: Tokenizers, words: Words, text: str, n_ctx: int) -
         ids += tokens
     ids[n_ctx - len(words.after) :] = words.after
     return ids, [0] * len(ids)
+
+
+def _tokens_of(word: str, tokenizer: Tokenizer) -> list[int]:
+    # WordPiece takes the longest piece first, but nothing of words that are far too long: faster than to tokenize.
+    number = tokenizer.token_to_id(word) if len(word) <= LONGEST_KEPT else None
+    return tokenizer.encode(word, add_special_tokens=False).ids if number is None else [number]
 
 
 def _is_plain(text: Text, tokenizers: Tokenizers) -> TypeGuard[str]:
