@@ -6,14 +6,27 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import make_encoder
-from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, trainers
-from transformers import CamembertTokenizer, PreTrainedTokenizerFast, XLMRobertaTokenizer
+from conftest import make_encoder, make_model, make_tokenizer
+from tokenizers import (
+    BertWordPieceTokenizer,
+    ByteLevelBPETokenizer,
+    Tokenizer,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    AutoModelForSequenceClassification,
+    CamembertTokenizer,
+    PreTrainedTokenizerFast,
+    XLMRobertaTokenizer,
+)
 
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_model
 from utils.models.config import Config
-from utils.pruning.vocabulary import smaller_tokenizer
+from utils.pruning.vocabulary import prune_embeddings, smaller_tokenizer
 
 CORPUS = ["the unbelievable film was unbelievably good", "a filmmaker believes in making films"] * 3
 OTHER = ["rerunning an ordinary thriller about thrills", "ordinary runners ran"] * 3
@@ -68,6 +81,29 @@ def test_texts_are_tokenized_as_before(make):
     # What is left out is spelled.
     spelled = smaller("thriller")["input_ids"]
     assert smaller.unk_token_id not in spelled and len(spelled) > len(whole("thriller")["input_ids"])
+
+
+def test_special_tokens_of_several_processors_in_a_row():
+    whole = bpe()
+    template = processors.TemplateProcessing("</s> $A <s>", None, [("<s>", 0), ("</s>", 2)])
+    whole.backend_tokenizer.post_processor = processors.Sequence([processors.ByteLevel(), template])
+    used = np.unique(np.concatenate([[1], *whole(CORPUS)["input_ids"]]))[::-1]  # in another order than before
+    smaller, old_ids = smaller_tokenizer(whole, used)
+    assert len(smaller) < len(whole)
+    assert [[old_ids[i] for i in ids] for ids in smaller(CORPUS)["input_ids"]] == whole(CORPUS)["input_ids"]
+
+
+@pytest.mark.parametrize("padding", [2, None])
+def test_special_ids_of_the_model_get_their_new_numbers(padding):
+    model = make_model("bert", AutoModelForSequenceClassification, vocab_size=30)
+    embeddings = model.bert.embeddings.word_embeddings
+    embeddings.padding_idx, model.config.bos_token_id, model.config.eos_token_id = padding, 7, 9
+    old_ids = [0, 2, 3, 7, 8]
+    prune_embeddings(model, old_ids, make_tokenizer())
+    kept = model.bert.embeddings.word_embeddings
+    assert torch.equal(kept.weight, embeddings.weight[old_ids]) and kept.weight.requires_grad
+    assert kept.padding_idx == (None if padding is None else 1)
+    assert model.config.bos_token_id == 3 and model.config.eos_token_id is None and model.config.vocab_size == 5
 
 
 def test_unigrams_best_split_stays_the_best():
