@@ -122,6 +122,10 @@ start_plain() { # and of one that has seen no augmented row
     start_from start-plain $RUN/teacher-plain-42 1,3,5
 }
 
+encoder_start() { # and of the encoder itself
+    start_from encoder-start $ENCODER 1,3,5
+}
+
 student() { # NAME SEED OPTIONS...: of the larger teacher's logits, without augmented rows
     start_plain
     local name=$1 seed=$2
@@ -146,11 +150,11 @@ sentences() { # the data with variants of train.txt's rows of WORDS words and mo
     $PYTHON preprocess.py $COMMON --data_dir=$SENTENCES --bert_model_name_or_path=$ENCODER
 }
 
-with_texts() { # FOLDER TEXTS: the data and these unlabelled texts
+with_rows() { # FOLDER unlabelled|augmented COMMAND...: the data, and what the command prints as further rows
     [ ! -e "$1/tokenized/meta.json" ] || return 0
     mkdir -p "$1"
     cp $DATA/{train,valid,test}.txt "$1"
-    cp "$2" "$1/unlabelled.txt"
+    "${@:3}" >"$1/$2.txt"
     $PYTHON preprocess.py $COMMON --data_dir="$1" --bert_model_name_or_path=$ENCODER
 }
 
@@ -166,7 +170,7 @@ few_labels() { # every 67th row with its label, and the others without
 }
 
 from_encoder() { # NAME SEED FOLDER OPTIONS...: 3 layers of the encoder, of the larger teacher's logits of these rows
-    start_from encoder-start $ENCODER 1,3,5
+    encoder_start
     taught "$1" $RUN/encoder-start "$2" $STUDENT_OPTIONS --data_dir="$3" "${@:4}"
 }
 
@@ -175,17 +179,9 @@ other_domains() { # tweets, product reviews and editorials
 for text, _ in fetch(other_domains=True)["unlabelled"]: print(text)'
 }
 
-one_variant() { # the data with every fourth augmented row
-    [ ! -e $ONE_VARIANT/tokenized/meta.json ] || return 0
-    mkdir -p $ONE_VARIANT
-    cp $DATA/{train,valid,test}.txt $ONE_VARIANT
-    awk 'NR % 4 == 1' $DATA/augmented.txt >$ONE_VARIANT/augmented.txt
-    $PYTHON preprocess.py $COMMON --data_dir=$ONE_VARIANT --bert_model_name_or_path=$ENCODER
-}
-
 taught_few() { # NAME SEED OPTIONS...: 3 layers of the encoder, of the larger teacher of 1,000 labels
     model few-larger 42
-    start_from encoder-start $ENCODER 1,3,5
+    encoder_start
     distilled "$1" few-larger-42 $RUN/encoder-start "$2" $STUDENT_OPTIONS \
         --teacher_config=configs/config-mpnet-cls.json --data_dir=$FEW "${@:3}"
 }
@@ -198,7 +194,7 @@ model() { # NAME SEED: the trained model of a row
     teacher) teacher "$2" ;;
     teacher-plain) teacher_plain "$2" ;;
     labels)
-        start_from encoder-start $ENCODER 1,3,5
+        encoder_start
         labels "$name" $RUN/encoder-start "$2" $LABEL_OPTIONS
         ;;
     soft) student "$name" "$2" --kd_loss=soft_cross_entropy ;;
@@ -239,26 +235,26 @@ model() { # NAME SEED: the trained model of a row
     # About 2,100 steps each, from layers of the plain encoder: 2, 1, 1, 1, 1 and 2 times all rows.
     steps-train) from_encoder "$name" "$2" $DATA --epoch=2 ;;
     steps-augmented)
-        one_variant
+        with_rows $ONE_VARIANT augmented awk 'NR % 4 == 1' $DATA/augmented.txt
         from_encoder "$name" "$2" $ONE_VARIANT --augmented --epoch=1
         ;;
     steps-texts)
-        with_texts $WITH_TEXTS "$TEXTS"
+        with_rows $WITH_TEXTS unlabelled cat "$TEXTS"
         from_encoder "$name" "$2" $WITH_TEXTS --unlabelled --epoch=1
         ;;
     steps-texts-of-6-layers)
-        with_texts $WITH_TEXTS "$TEXTS"
+        with_rows $WITH_TEXTS unlabelled cat "$TEXTS"
         alone 42
-        start_from encoder-start $ENCODER 1,3,5
+        encoder_start
         distilled "$name" alone-42 $RUN/encoder-start "$2" $STUDENT_OPTIONS --data_dir=$WITH_TEXTS --unlabelled \
             --epoch=1
         ;;
     steps-other-texts)
-        with_texts $WITH_OTHERS "$OTHER_TEXTS"
+        with_rows $WITH_OTHERS unlabelled cat "$OTHER_TEXTS"
         from_encoder "$name" "$2" $WITH_OTHERS --unlabelled --epoch=1
         ;;
     steps-other-domains)
-        with_texts $WITH_DOMAINS <(other_domains)
+        with_rows $WITH_DOMAINS unlabelled other_domains
         from_encoder "$name" "$2" $WITH_DOMAINS --unlabelled --epoch=2
         ;;
     few-larger)
@@ -295,7 +291,7 @@ ablation() { # NAME OPTIONS...: 2 epochs, seed 42, against "short", or "short-of
         start=$RUN/start-$layers
         ;;
     untuned)
-        start_from encoder-start $ENCODER 1,3,5
+        encoder_start
         start=$RUN/encoder-start
         ;;
     esac
@@ -345,8 +341,8 @@ unlabelled_rows() {
 
 table() { $PYTHON -m benchmarks.sst2_table; }
 
-# First of all, as rows that come to a data set later make an unfinished run another one. None are masked, so that the
-# larger teacher, whose mask is another token, could read them.
+# First of all, as rows that come to a data set later make an unfinished run another one. None of the augmented ones are
+# masked, as none were when the rows of the table were made.
 prepare_rows() {
     mkdir -p $RUN $ROWS $DATA
     cp -n $SST2/{train,valid,test}.txt $DATA

@@ -229,7 +229,7 @@ def script(capsys, monkeypatch, tmp_path):
 def torchrun(script, *arguments: str, agent: tuple[str, ...] = ()) -> subprocess.Popen:
     """A script in two processes on this machine, or in those that the options `agent` say."""
     command = [sys.executable, "-m", "torch.distributed.run", *(agent or ("--standalone", "--nproc_per_node=2"))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         [*command, str(script), *arguments],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -562,9 +562,10 @@ def first_line(error: Exception) -> str:
 
 
 class Words(NamedTuple):
-    """Words whose tokens are known, and the special tokens before and after a text."""
+    """Words whose tokens are known, what tokenizes others, and the special tokens before and after a text."""
 
     known: dict[str, list[int]]
+    tokenizer: Tokenizer
     before: list[int]
     after: list[int]
 
@@ -615,7 +616,8 @@ def _no_words_yet(tokenizer: Tokenizer) -> Words | None:
     is_special = encoding.special_tokens_mask
     if any(encoding.type_ids) or is_special.count(0) != 1:
         return None
-    return Words({}, encoding.ids[: is_special.index(0)], encoding.ids[is_special.index(0) + 1 :])
+    before, after = encoding.ids[: is_special.index(0)], encoding.ids[is_special.index(0) + 1 :]
+    return Words({}, tokenizer, before, after)
 
 
 def _splits_at_spaces(tokenizer: Tokenizer) -> bool:
@@ -639,7 +641,7 @@ def tokenize(tokenizers: Tokenizers, texts: Sequence[Text], n_ctx: int) -> list[
     """Tokenize texts and pairs, each at its own length, truncated to n_ctx tokens, the longer text of a pair first."""
     longest = 2 * CHARACTERS_A_TOKEN * n_ctx
     if len(texts) == 1 and tokenizers.words and len(texts[0]) <= longest and _is_plain(texts[0], tokenizers):
-        return [_word_by_word(tokenizers, tokenizers.words, texts[0], n_ctx)]
+        return [_word_by_word(tokenizers.words, texts[0].lower() if tokenizers.lowercase else texts[0], n_ctx)]
     whole = dict(enumerate(texts))
     rows: dict[int, TokenRow] = {}
     if tokenizers.splits_at_spaces:
@@ -679,27 +681,25 @@ def _tokenize(tokenizers: Tokenizers, texts: dict[int, Text], n_ctx: int) -> dic
     return rows
 
 
-def _word_by_word(tokenizers: Tokenizers, words: Words, text: str, n_ctx: int) -> TokenRow:
+def _word_by_word(words: Words, text: str, n_ctx: int) -> TokenRow:
     """The tokens of a plain text: in a third of the time, where its words have been met before."""
     ids = words.before[:]
-    for word in WORD.findall(text.lower() if tokenizers.lowercase else text):
-        tokens = words.known.get(word)
-        if tokens is None:
-            assert tokenizers.without_normalizer
-            tokens = _tokens_of(word, tokenizers.without_normalizer)
-            if len(words.known) >= WORDS_KEPT:
-                words.known.clear()
-            if len(word) <= LONGEST_KEPT:
-                words.known[word] = tokens
-        ids += tokens
+    for word in WORD.findall(text):
+        ids += words.known.get(word) or _new_word(word, words)
     ids[n_ctx - len(words.after) :] = words.after
     return ids, [0] * len(ids)
 
 
-def _tokens_of(word: str, tokenizer: Tokenizer) -> list[int]:
-    # WordPiece takes the longest piece first, but nothing of words that are far too long: faster than to tokenize.
-    number = tokenizer.token_to_id(word) if len(word) <= LONGEST_KEPT else None
-    return tokenizer.encode(word, add_special_tokens=False).ids if number is None else [number]
+def _new_word(word: str, words: Words) -> list[int]:
+    """The tokens of a word, which are remembered unless it is long."""
+    # WordPiece takes the longest piece first, so one of the vocabulary is a token: faster than to tokenize it.
+    number = words.tokenizer.token_to_id(word) if len(word) <= LONGEST_KEPT else None
+    tokens = words.tokenizer.encode(word, add_special_tokens=False).ids if number is None else [number]
+    if len(word) <= LONGEST_KEPT:
+        if len(words.known) >= WORDS_KEPT:
+            words.known.clear()
+        words.known[word] = tokens
+    return tokens
 
 
 def _is_plain(text: Text, tokenizers: Tokenizers) -> TypeGuard[str]:
