@@ -67,18 +67,11 @@ from utils.measuring.thresholds import (
 )
 from utils.measuring.timing import aligned_table, timed_in_turns
 from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
-from utils.predictor import (
-    Predictor,
-    StageFolder,
-    Text,
-    TokenRow,
-    check_stages_fit,
-    confidence,
-    is_cascade,
-    read_lines,
-    read_stages,
-    usable_cpus,
-)
+from utils.predictor.cpus import usable_cpus
+from utils.predictor.folder import StageFolder, check_stages_fit, is_cascade, read_stages
+from utils.predictor.lines import read_lines
+from utils.predictor.model import Predictor, confidence
+from utils.predictor.tokens import Text, TokenRow
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 from utils.system.errors import UserError

@@ -47,7 +47,8 @@ from utils.measuring.results import (
 from utils.measuring.timing import WARMUP_BATCHES, latency_summary, timed
 from utils.models.checkpoint import check_labels, check_task, load_hub_config, load_tokenizer
 from utils.models.config import MULTI_LABEL, SINGLE_LABEL, TASKS, Config, load_config
-from utils.predictor import is_cascade, usable_cpus
+from utils.predictor.cpus import usable_cpus
+from utils.predictor.folder import is_cascade
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 from utils.system.devices import choose_device

@@ -22,7 +22,7 @@ one thread label the rows. Stopped or killed, the same command continues where i
 whole. Its ending says its form: .csv, .tsv, .jsonl (of JSON lines always) or .parquet. Of a model of scores the columns
 are these scores.
 
-Of lines on standard input, the file predictor.py in the model folder does the same without this project.
+Of lines on standard input, the package predictor in the model folder does the same without this project.
 """
 
 import utils.system.interrupts  # isort: skip  # noqa: F401
@@ -32,14 +32,10 @@ from pathlib import Path
 
 from utils.arguments import add_resume_options, column_names, positive_int, script_parser
 from utils.data.texts_to_label import has_columns, read_columns
-from utils.predictor import (
-    Predictor,
-    add_predict_options,
-    check_streams,
-    print_predictions,
-    read_lines,
-    usable_cpus,
-)
+from utils.predictor import Predictor
+from utils.predictor.command_line import add_predict_options, check_streams, print_predictions
+from utils.predictor.cpus import usable_cpus
+from utils.predictor.lines import read_lines
 from utils.system.cli import run_script
 from utils.system.errors import UserError
 

@@ -61,7 +61,8 @@ from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import fingerprint, load_model
 from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL, load_config
 from utils.models.families import FAMILIES, in_table
-from utils.predictor import GRAPH, UNPADDED_GRAPH, usable_cpus
+from utils.predictor.cpus import usable_cpus
+from utils.predictor.folder import GRAPH, UNPADDED_GRAPH
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 from utils.system.errors import UserError

@@ -59,7 +59,8 @@ from utils.measuring.picture import ladder_figure, save_figure
 from utils.measuring.rungs import OPENERS, Failure, Rung, Setting, measure_rungs, open_rung
 from utils.models.checkpoint import load_tokenizer
 from utils.models.config import MULTI_LABEL, load_config
-from utils.predictor import Text, usable_cpus
+from utils.predictor.cpus import usable_cpus
+from utils.predictor.tokens import Text
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 from utils.system.errors import UserError

@@ -20,7 +20,7 @@ from utils.arguments import add_column_options, add_text_options, script_parser,
 from utils.data.texts import Columns, labelled_texts, split_path
 from utils.measuring.calibration import fit_temperature
 from utils.measuring.timing import aligned_table
-from utils.predictor import Predictor, softmax
+from utils.predictor.model import Predictor, softmax
 from utils.system.cli import run_script
 
 SHARES = [0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5]

@@ -3,7 +3,7 @@
     python benchmarks/cold_start.py runs/demo/models/pruned-small
 
 Makes a fresh virtual environment with the folder's own requirements.txt alone, and in it starts the folder's
-predictor.py ten times with one line on standard input. Linux only: it says what the peak of a process's memory was.
+predictor ten times with one line on standard input. Linux only: it says what the peak of a process's memory was.
 """
 
 import argparse
@@ -64,8 +64,8 @@ def first_label(command: list[str]) -> tuple[float, float]:
 
 def main() -> None:
     args = parse_args()
-    program = Path(args.model_dir) / "predictor.py"
-    if not program.is_file():
+    program = Path(args.model_dir) / "predictor"
+    if not program.is_dir():
         raise UserError(f"{program} is not there: write the folder again with quantize.py or cascade.py")
     with tempfile.TemporaryDirectory() as folder:
         python = make_environment(Path(folder), program.with_name("requirements.txt"))

@@ -47,7 +47,7 @@ from utils.export.verify import MAX_FP32_DIFFERENCE, largest_difference
 from utils.measuring.engines import pytorch_engine
 from utils.measuring.timing import aligned_table
 from utils.models.families import FAMILIES, layer_shapes, takes_token_types
-from utils.predictor import GRAPH, UNPADDED_GRAPH
+from utils.predictor.folder import GRAPH, UNPADDED_GRAPH
 from utils.pruning.narrow import narrow_layer
 from utils.system.cli import run_script
 from utils.system.files import atomic_folder

@@ -22,7 +22,8 @@ from benchmarks.targets import at_most, print_targets, write_results
 from utils.arguments import positive_int, script_parser
 from utils.export.fused import build_graph
 from utils.export.int8 import CANDIDATES, WEIGHT_BITS, detect_cpu, quantize_int8
-from utils.predictor import load_session, usable_cpus
+from utils.predictor.cpus import usable_cpus
+from utils.predictor.model import load_session
 from utils.system.bars import progress_bar
 from utils.system.cli import run_script
 

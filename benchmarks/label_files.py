@@ -36,7 +36,8 @@ from benchmarks.targets import at_least, at_most, print_targets, write_results
 from utils.arguments import positive_int, script_parser
 from utils.data.texts import NAMES, read_rows, split_path
 from utils.measuring.instances import serve
-from utils.predictor import Predictor, usable_cpus
+from utils.predictor import Predictor
+from utils.predictor.cpus import usable_cpus
 from utils.system.cli import run_script
 from utils.system.files import file_hash, write_json
 from utils.system.journal import unfinished_path

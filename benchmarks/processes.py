@@ -36,7 +36,7 @@ SAME_MODEL = {"nncf_int8_throughput": "nncf_int8"}
 CALIBRATION_ROWS = 300
 NUM_PREDICTIONS = 1_000_000
 # What changes a measurement when it changes.
-SOURCES = ("utils/predictor.py", "benchmarks/worker.py", "benchmarks/backends.py")
+SOURCES = ("utils/predictor/*.py", "benchmarks/worker.py", "benchmarks/backends.py")
 
 
 @dataclass(frozen=True)

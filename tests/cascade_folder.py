@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from reference_model import LABELS, Reference
 
 from utils.export.cascade_dir import write_cascade_dir
-from utils.predictor import StageFolder, read_stages
+from utils.predictor.folder import StageFolder, read_stages
 
 
 def write_cascade(

@@ -20,13 +20,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-import utils.predictor
+import utils.predictor.cpus
 
 # Tiny models gain nothing from a second thread, and make test runs two processes, whose threads would wait for another.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests start
 disable_progress_bar()
-utils.predictor.usable_cpus = lambda: 1
+utils.predictor.cpus.usable_cpus = lambda: 1
 
 # A background job of a shell script, and all that it starts, ignores Ctrl-C: tests of it would wait for nothing. Once
 # it has a handler, so have the processes that tests start.

@@ -35,7 +35,7 @@ def python_with(name: str) -> Path:
 def model(script, tmp_path) -> Path:
     """A model folder; beside it rows.parquet, and out.parquet, which predict.py has written."""
     folder = of_texts(Reference(tmp_path / "bert", "bert").folder, 1)
-    shutil.copy(ROOT / "utils/predictor.py", folder)
+    shutil.copytree(ROOT / "utils/predictor", folder / "predictor")
     table = pa.table({"id": range(NUM_ROWS), "text": random_texts(NUM_ROWS)})
     pa.parquet.write_table(table, tmp_path / "rows.parquet")
     code, stderr = script("predict", folder, "--input=rows.parquet", "--output=out.parquet")

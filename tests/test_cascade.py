@@ -36,7 +36,7 @@ def test_the_whole_way(trained, stages, milliseconds):
     assert code == 0 and "[Chosen] : small " in stderr, stderr
     names = {path.name for path in out.iterdir()}
     files = {"config.json", "README.md", "frontier.json", "frontier.png", "frontier.svg"}
-    assert names == {*files, "predictor.py", "requirements.txt", "stage-0", "stage-1"}
+    assert names == {*files, "predictor", "requirements.txt", "stage-0", "stage-1"}
     config = json.loads((out / "config.json").read_text())
     (first, last), asked = config["fastformers"]["cascade"], config["fastformers"]["asked"]
     assert 0 <= asked <= 0.5 and 0 <= first["threshold"] <= 1 and last["threshold"] == 0 and first["temperature"] > 0

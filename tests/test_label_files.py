@@ -16,7 +16,8 @@ from reference_model import Reference, of_texts, random_texts
 
 from utils import label_files
 from utils.data import row_chunks
-from utils.predictor import Predictor, allowed_cores
+from utils.predictor import Predictor
+from utils.predictor.cpus import allowed_cores
 from utils.system import pinned
 
 TEXTS = random_texts(100)

@@ -13,7 +13,8 @@ from task_data import MEASURES, MULTI, SCORES, ready, result_of, rows_of, write_
 from utils.data.tables import load_data, row_labels
 from utils.models.classifier import load_model
 from utils.models.config import load_config
-from utils.predictor import Prediction, Predictor, is_sure, sigmoid
+from utils.predictor.command_line import is_sure
+from utils.predictor.model import Prediction, Predictor, sigmoid
 from utils.system.errors import UserError
 from utils.training.metrics import measure, tuned_thresholds
 from utils.training.scoring import predict

@@ -21,7 +21,7 @@ from utils.measuring.engines import run_session
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_model, model_inputs
 from utils.models.config import Config, load_config
-from utils.predictor import Predictor, load_session
+from utils.predictor.model import Predictor, load_session
 
 
 def result(accuracy: float, p50: float, drift: float = 0.0, megabytes: float = 1.0) -> VersionResult:
@@ -108,7 +108,7 @@ def test_a_single_file_holds_its_weights(trained):
 
 def test_folder_is_complete(model_dir):
     names = {"model.onnx", "model.unpadded.onnx", "model.weights", "tokenizer.json", "config.json", "README.md"}
-    assert names | {"predictor.py", "requirements.txt"} <= {path.name for path in model_dir.iterdir()}
+    assert names | {"predictor", "requirements.txt"} <= {path.name for path in model_dir.iterdir()}
     # As long as n_ctx, not as the encoder: transformers and transformers.js truncate by it.
     assert json.loads((model_dir / "tokenizer_config.json").read_text())["model_max_length"] == 16
     inputs = [

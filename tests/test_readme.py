@@ -143,7 +143,7 @@ RULES = {
     r"python report\.py .*": Folder.report,
     r"python (?!report)\w+\.py [^|>]*": Folder.script,
     r"mkdir -p \S+ && cp \S+ \S+": Folder.shell,
-    r'echo "[^"]*" \| python (predict\.py \S+|\S+/predictor\.py)': Folder.shell,
+    r'echo "[^"]*" \| python (predict\.py \S+|\S+/predictor)': Folder.shell,
     r"pip install -r \S+/requirements\.txt": Folder.pip,
     r"torchrun .*": Folder.torchrun,
     r"ONNXRUNTIME_NODE_INSTALL=skip npm install [\w@/ -]+": Folder.npm,
@@ -213,7 +213,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr(sys, "path", sys.path[:])
-    sys.modules.pop("predictor", None)  # of the folder of another test
+    for name in [name for name in sys.modules if name.partition(".")[0] == "predictor"]:  # of another test's folder
+        del sys.modules[name]
     monkeypatch.chdir(tmp_path)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     runner = subprocess.Popen([sys.executable, "-m", "faults.processes"], cwd=tmp_path, text=True, **pipes)

@@ -23,7 +23,8 @@ from transformers import AutoModelForSequenceClassification
 
 from utils.export.fused import build_graph
 from utils.export.model_dir import write_model_dir
-from utils.predictor import GRAPH, UNPADDED_GRAPH, Predictor, softmax
+from utils.predictor.folder import GRAPH, UNPADDED_GRAPH
+from utils.predictor.model import Predictor, softmax
 
 PAGE = "docs/serving.md"
 NODE_PACKAGES = ("@huggingface/transformers", "@huggingface/tokenizers", "onnxruntime-node", "onnxruntime-web")

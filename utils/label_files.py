@@ -17,7 +17,9 @@ import numpy as np
 
 from utils.data.labelled_files import check_form, check_rows, open_output
 from utils.data.row_chunks import Chunk, RowFile, read_chunks
-from utils.predictor import ModelFolder, Predictor, StageFolder, Text, read_stages, sigmoid, softmax
+from utils.predictor.folder import ModelFolder, StageFolder, read_stages
+from utils.predictor.model import Predictor, sigmoid, softmax
+from utils.predictor.tokens import Text
 from utils.system.bars import progress_bar
 from utils.system.errors import UserError
 from utils.system.files import atomic_file, check_output_file, file_hash

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from utils.data.texts_to_label import has_columns, read_columns
-from utils.predictor import read_lines
+from utils.predictor.lines import read_lines
 from utils.system.errors import UserError
 
 LABELS = ["good", "bad", "0"]

@@ -9,7 +9,7 @@ from utils.export.fused import build_graph
 from utils.export.int8 import Recipe, quantize_int8
 from utils.export.plain import export_plain, quantize_plain, to_fp16
 from utils.measuring.engines import run_session
-from utils.predictor import load_session
+from utils.predictor.model import load_session
 
 GRAPHS = {
     "fused": lambda model: build_graph(model),

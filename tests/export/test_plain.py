@@ -12,7 +12,7 @@ from utils.export.fused import build_graph
 from utils.export.plain import export_plain, quantize_plain, save_graphs, to_fp16
 from utils.export.verify import compare_logits, pytorch_logits
 from utils.measuring.engines import pytorch_engine, run_session
-from utils.predictor import load_session
+from utils.predictor.model import load_session
 from utils.system.errors import UserError
 
 # Encoders that no row of the table describes, and what their configurations call their sizes.

@@ -7,7 +7,7 @@ from conftest import make_tokenizer
 from utils.data.tables import evenly_spaced, load_data
 from utils.export import verify
 from utils.export.fused import build_graph
-from utils.predictor import GRAPH, UNPADDED_GRAPH
+from utils.predictor.folder import GRAPH, UNPADDED_GRAPH
 from utils.system.errors import UserError
 
 

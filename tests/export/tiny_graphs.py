@@ -10,7 +10,7 @@ from utils.export.fused import build_graph
 from utils.export.verify import compare_logits
 from utils.measuring.engines import pytorch_engine, run_session
 from utils.models.families import layers_of
-from utils.predictor import load_session
+from utils.predictor.model import load_session
 from utils.pruning.narrow import narrow_layer
 
 

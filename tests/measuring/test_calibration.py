@@ -12,7 +12,7 @@ from utils.measuring.calibration import (
     fit_temperature,
     pooled_probabilities,
 )
-from utils.predictor import softmax
+from utils.predictor.model import softmax
 
 
 def drawn(temperature: float, num_labels: int = 3, count: int = 20_000) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from utils.measuring import instances
 from utils.measuring.engines import onnx_engine
-from utils.predictor import allowed_cores
+from utils.predictor.cpus import allowed_cores
 from utils.system import pinned
 from utils.system.errors import UserError
 

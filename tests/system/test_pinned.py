@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from utils.predictor import allowed_cores
+from utils.predictor.cpus import allowed_cores
 from utils.system import pinned
 from utils.system.errors import UserError
 from utils.system.pinned import map_in_instances

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils.predictor import sigmoid
+from utils.predictor.model import sigmoid
 from utils.training.metrics import (
     given_labels,
     measure,

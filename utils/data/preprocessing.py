@@ -29,7 +29,7 @@ from utils.data.texts import AUGMENTED, NAMES, UNLABELLED, TextRow, read_rows, s
 from utils.data.unlabelled_rows import UnlabelledRows, choose_rows, has_unlabelled, used_texts
 from utils.models.checkpoint import tokenizer_fingerprint
 from utils.models.config import SINGLE_LABEL
-from utils.predictor import prepare_tokenizer, tokenize
+from utils.predictor.tokens import prepare_tokenizer, tokenize
 from utils.system.errors import UserError
 from utils.system.files import atomic_file, file_hash, write_json
 from utils.system.launcher import atomic_folder_of_all, join_processes, together

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from utils.data.formats import NO_HEADER, TABLES, place, read_json_objects, read_parquet_batches, read_table, row_texts
 from utils.data.texts_to_label import as_text, check_columns, has_columns, utf8_errors
-from utils.predictor import Text, read_lines
+from utils.predictor.lines import read_lines
+from utils.predictor.tokens import Text
 from utils.system.errors import UserError
 
 # A chunk ends after so many rows, or, but for Parquet, so many characters.

@@ -17,7 +17,7 @@ from utils.data.formats import (
 from utils.data.labels import Columns, cell_reader, joined, label_columns
 from utils.data.texts_to_label import as_text
 from utils.models.config import MULTI_LABEL
-from utils.predictor import Text
+from utils.predictor.tokens import Text
 from utils.system.errors import UserError
 
 SPLITS = ("train", "valid", "test")

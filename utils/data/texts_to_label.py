@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from utils.data.formats import READERS, read_cells, undecodable_line
-from utils.predictor import UTF8, Text
+from utils.predictor.lines import UTF8
+from utils.predictor.tokens import Text
 from utils.system.errors import UserError
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from utils.export.model_dir import check_model_dir, copy_runtime
 from utils.measuring.picture import save_figure
-from utils.predictor import StageFolder
+from utils.predictor.folder import StageFolder
 from utils.system.errors import UserError
 from utils.system.files import atomic_folder, write_json
 
@@ -23,7 +23,7 @@ pipeline_tag: text-classification
 {rule}.
 
     pip install -r requirements.txt
-    python predictor.py < texts.txt
+    python predictor < texts.txt
 
 Each stage's folder is a model of its own, which any onnxruntime runs. config.json has, for each, the temperature by
 which its logits are divided, the weight with which the logits of the stages before it are added, and the threshold that

@@ -8,10 +8,9 @@ from pathlib import Path
 import onnx
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-import utils.predictor
 from utils.export.plain import Graphs, save_graphs
 from utils.models.checkpoint import labels_of
-from utils.predictor import GRAPH, TOKENIZER, WEIGHTS
+from utils.predictor.folder import GRAPH, TOKENIZER, WEIGHTS
 from utils.system.errors import UserError
 from utils.system.files import atomic_folder, check_output_folder, write_json
 
@@ -27,7 +26,7 @@ pipeline_tag: text-classification
 A {family} encoder, as ONNX graphs ({version}). Texts are read up to {n_ctx} tokens.
 
     pip install -r requirements.txt
-    python predictor.py < texts.txt
+    python predictor < texts.txt
 
 `model.onnx` takes input_ids, attention_mask and, where listed, token_type_ids (int64, [batch, sequence]) and gives
 logits, float32 [batch, {num_labels}], in the order of config.json's id2label. {meaning}Any onnxruntime runs it.
@@ -120,7 +119,7 @@ def write_model_dir(
 
 def copy_runtime(folder: Path) -> None:
     """Put in what labels texts with a folder, and the names of the packages that it needs."""
-    shutil.copyfile(utils.predictor.__file__, folder / "predictor.py")
+    shutil.copytree(ROOT / "utils/predictor", folder / "predictor", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "requirements-runtime.txt", folder / "requirements.txt")
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from utils.measuring.engines import Engine, onnx_engine
 from utils.models.families import takes_token_types
-from utils.predictor import usable_cpus
+from utils.predictor.cpus import usable_cpus
 from utils.system.errors import UserError, first_line
 
 # Smaller weights stay in the graph; larger ones begin at a page of their own, so that they can be mapped into memory.

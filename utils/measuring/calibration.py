@@ -6,7 +6,7 @@ A model is calibrated where, of the answers that it gives with a probability of 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 
-from utils.predictor import softmax
+from utils.predictor.model import softmax
 
 NUM_BINS = 15
 LARGEST_LOG_TEMPERATURE = 4.0

@@ -16,17 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.predictor import (
-    GRAPH,
-    MULTI_LABEL,
-    UNPADDED_GRAPH,
-    Predictor,
-    Text,
-    TokenRow,
-    is_cascade,
-    load_session,
-    read_stages,
-)
+from utils.predictor.folder import GRAPH, UNPADDED_GRAPH, is_cascade, read_stages
+from utils.predictor.model import MULTI_LABEL, Predictor, load_session
+from utils.predictor.tokens import Text, TokenRow
 from utils.system.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 
 from utils.measuring.calibration import brier_score, calibration_error_by_chance, expected_calibration_error
 from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from utils.predictor import sigmoid
+from utils.predictor.model import sigmoid
 from utils.training.metrics import (
     MEASURES,
     THRESHOLD,

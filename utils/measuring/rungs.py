@@ -31,7 +31,8 @@ from utils.measuring.timing import timed_in_turns
 from utils.models.checkpoint import config_of_checkpoint, load_tokenizer
 from utils.models.classifier import load_model
 from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from utils.predictor import Text, is_cascade
+from utils.predictor.folder import is_cascade
+from utils.predictor.tokens import Text
 from utils.system.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)

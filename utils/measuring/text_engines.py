@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from utils.measuring.engines import Engine, onnx_engine, open_predictor, predictor_logits
-from utils.predictor import Text, TokenRow, prepare_tokenizer, tokenize
+from utils.predictor.tokens import Text, TokenRow, prepare_tokenizer, tokenize
 
 
 class TextEngine(NamedTuple):

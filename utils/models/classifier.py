@@ -34,7 +34,7 @@ from utils.models.config import SINGLE_LABEL, TASKS, Config
 from utils.models.families import family_of, in_table, layer_shapes, layers_of, takes_token_types
 from utils.models.folder import MEND, check_weight_files
 from utils.models.output_layer import Scale, output_layer, scale_output
-from utils.predictor import check_fetched
+from utils.predictor.errors import check_fetched
 from utils.system.errors import UserError, first_line
 from utils.system.files import atomic_file, atomic_files_into
 

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from utils.predictor import check_fetched
+from utils.predictor.errors import check_fetched
 from utils.system.errors import UserError
 
 MEND = "check the path, or fetch a pretrained encoder with `python embeddings/fetch.py NAME`"

@@ -2,8 +2,8 @@
 
 import errno
 
-# One class: those that a model folder's own predictor.py raises are caught like all others.
-from utils.predictor import UserError, first_line
+# One class: those that a model folder's own predictor raises are caught like all others.
+from utils.predictor.errors import UserError, first_line
 
 __all__ = ["FULL_DISK", "UserError", "first_line"]
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, TypeVar
 
-from utils.predictor import allowed_cores
+from utils.predictor.cpus import allowed_cores
 from utils.system.errors import UserError
 from utils.system.signals import ctrl_c_ignored
 

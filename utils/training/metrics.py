@@ -7,7 +7,7 @@ more is better.
 import numpy as np
 
 from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from utils.predictor import sigmoid
+from utils.predictor.model import sigmoid
 
 # scikit-learn and scipy are imported where they are used: they take a second, and one label a row needs neither.
 

@@ -11,7 +11,7 @@ from cascade_folder import expected, write_cascade
 from conftest import ROOT, make_tokenizer
 from reference_model import Reference, change_config, random_texts
 
-import utils.predictor
+import utils.predictor.model
 from utils.predictor import Predictor
 from utils.system.errors import UserError
 
@@ -86,13 +86,13 @@ def test_nothing_asked_yet(cascade):
 
 
 def test_tokenized_once_where_stages_share_a_tokenizer(references, thresholds, tmp_path, monkeypatch):
-    calls, tokenize = [], utils.predictor.tokenize
+    calls, tokenize = [], utils.predictor.model.tokenize
 
     def spy(tokenizers, texts, n_ctx):
         calls.append(len(texts))
         return tokenize(tokenizers, texts, n_ctx)
 
-    monkeypatch.setattr(utils.predictor, "tokenize", spy)
+    monkeypatch.setattr(utils.predictor.model, "tokenize", spy)
     small, medium, large = references
     shared = Predictor(write_cascade(tmp_path / "shared", [small, medium], [1, 1], [1.0]), 1)
     shared.predict_batch(TEXTS)

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from conftest import ROOT
 
-from utils.predictor import allowed_cores, cgroup_quota
+from utils.predictor.cpus import allowed_cores, cgroup_quota
 
 CPU = "sys/fs/cgroup/cpu,cpuacct"
 
@@ -62,14 +62,16 @@ def in_a_process(code: str, core: int | None = None) -> str:
 @pytest.mark.parametrize(("quota", "count"), [(0.2, 1), (1.0, 1), (1.9, 1), (2.0, 2), (3.7, 3), (8.0, 4)])
 def test_the_smaller_of_affinity_and_quota(quota, count):
     """Rounded down, and at least 1; of 4 cores."""
-    code = f"import utils.predictor as c; c.cgroup_quota = lambda: {quota}; c.allowed_cores = lambda: [0, 2, 4, 6]; "
+    code = (
+        f"import utils.predictor.cpus as c; c.cgroup_quota = lambda: {quota}; c.allowed_cores = lambda: [0, 2, 4, 6]; "
+    )
     assert in_a_process(code + "print(c.usable_cpus())") == str(count)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pins a process to a core, as taskset does")
 def test_one_core():
     core = allowed_cores()[-1]
-    code = "import utils.predictor as c; print(c.usable_cpus(), c.allowed_cores())"
+    code = "import utils.predictor.cpus as c; print(c.usable_cpus(), c.allowed_cores())"
     assert in_a_process(code, core) == f"1 [{core}]"
 
 
@@ -89,7 +91,7 @@ ONE_MODEL = ["--config=c", "--data_dir=d", "--bert_output_dir=b"]
 )
 def test_default_of_num_threads(script, arguments, threads, monkeypatch):
     module = importlib.import_module(script)
-    monkeypatch.setattr("utils.predictor.usable_cpus", lambda: 6)
+    monkeypatch.setattr("utils.predictor.cpus.usable_cpus", lambda: 6)
     monkeypatch.setattr(module, "usable_cpus", lambda: 6, raising=False)
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
     assert module.parse_args().num_threads == threads

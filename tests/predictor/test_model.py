@@ -9,7 +9,7 @@ import pytest
 from conftest import make_tokenizer, write_texts
 from reference_model import FILES, LABELS, N_CTX, Reference, change_config, of_texts, random_texts, seal
 
-from utils.predictor import Predictor, load_session
+from utils.predictor.model import Predictor, load_session
 from utils.system.errors import UserError
 
 TEXTS = ["a good film", "", "the movie was very dull", "a good film", ("the plot", "it is bad"), "great " * 40]
@@ -80,7 +80,7 @@ def test_truncates_at_n_ctx(bert):
 
 
 def test_threads_of_the_model(bert, monkeypatch):
-    monkeypatch.setattr("utils.predictor.usable_cpus", lambda: 6)
+    monkeypatch.setattr("utils.predictor.cpus.usable_cpus", lambda: 6)
     for num_threads, expected in ((None, 6), (2, 2)):
         options = Predictor(bert.folder, num_threads).session.get_session_options()
         assert options.intra_op_num_threads == expected

@@ -1,4 +1,4 @@
-"""The file predictor.py in a model folder needs the folder and its three packages, wherever they are, and no more."""
+"""The package predictor in a model folder needs the folder and its three packages, wherever they are, and no more."""
 
 import ast
 import ctypes
@@ -58,16 +58,18 @@ def expect(done: subprocess.CompletedProcess, bert: Reference) -> None:
 
 
 def label(model: Path, folder: Path, **options) -> subprocess.CompletedProcess:
-    return python(model / "predictor.py", folder=folder, text="\n".join(TEXTS), **options)
+    return python(model / "predictor", folder=folder, text="\n".join(TEXTS), **options)
 
 
-def test_it_is_the_projects_own_file(copy):
+def test_it_is_the_projects_own_package(copy):
     """Which imports nothing else of the project."""
-    assert (copy / "predictor.py").read_bytes() == (ROOT / "utils/predictor.py").read_bytes()
+    files = {path.name: path.read_bytes() for path in (ROOT / "utils/predictor").glob("*.py")}
+    assert {path.name: path.read_bytes() for path in (copy / "predictor").iterdir()} == files
     assert (copy / "requirements.txt").read_bytes() == (ROOT / "requirements-runtime.txt").read_bytes()
-    nodes = list(ast.walk(ast.parse((copy / "predictor.py").read_text())))
+    nodes = [node for code in files.values() for node in ast.walk(ast.parse(code))]
     modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    assert all(node.level <= 1 for node in nodes if isinstance(node, ast.ImportFrom))
     packages = {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
     assert packages == {"numpy", "onnxruntime", "tokenizers"}
     named = {line.partition(">")[0] for line in (copy / "requirements.txt").read_text().split()}
@@ -82,7 +84,7 @@ def test_from_another_folder(bert, copy, tmp_path):
 def test_the_same_as_predict_py(bert, copy, tmp_path):
     options = ["--format=jsonl", "--batch_size=2", "--num_threads=2", "--min_probability=0.5"]
     text = "\ufeff" + "\r\n".join(TEXTS)
-    alone = python(copy / "predictor.py", *options, folder=tmp_path, text=text)
+    alone = python(copy / "predictor", *options, folder=tmp_path, text=text)
     ours = python(ROOT / "predict.py", bert.folder, *options, folder=tmp_path, text=text)
     assert (alone.returncode, alone.stderr, alone.stdout) == (0, "", ours.stdout)
     assert [list(json.loads(line)) for line in alone.stdout.splitlines()] == [["label", "probabilities", "sure"]] * 4
@@ -111,7 +113,7 @@ def without_rights_of_root() -> None:
 
 
 def test_a_read_only_folder(bert, copy, tmp_path):
-    for path in (*copy.iterdir(), copy):
+    for path in (*copy.rglob("*"), copy):
         path.chmod(0o555 if path.is_dir() else 0o444)
     done = python("-c", IMPORT.format(str(copy)), folder=tmp_path, preexec_fn=without_rights_of_root)
     expect(label(copy, tmp_path, preexec_fn=without_rights_of_root), bert)
@@ -119,25 +121,25 @@ def test_a_read_only_folder(bert, copy, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     name, writable = done.stdout.rsplit(maxsplit=1)
     assert name in LABELS and writable == "False"
-    assert not (copy / "__pycache__").exists()
+    assert not list(copy.rglob("__pycache__"))
 
 
-@pytest.mark.parametrize("layout", ["store", "store of one folder", "folder", "predictor.py alone"])
+@pytest.mark.parametrize("layout", ["store", "store of one folder", "folder", "predictor alone"])
 def test_behind_links(bert, copy, tmp_path, layout):
     if layout == "folder":
         (tmp_path / "link").symlink_to(copy)
         copy = tmp_path / "link"
-    elif layout == "predictor.py alone":  # it finds the folder that it belongs to
+    elif layout == "predictor alone":  # it finds the folder that it belongs to
         (tmp_path / "bin").mkdir()
-        (tmp_path / "bin/predictor.py").symlink_to(copy / "predictor.py")
+        (tmp_path / "bin/predictor").symlink_to(copy / "predictor")
         copy = tmp_path / "bin"
     else:
-        for path in list(copy.iterdir()):
+        for path in [path for path in copy.rglob("*") if path.is_file()]:
             digest = hashlib.md5(path.read_bytes()).hexdigest()
             stored = tmp_path / "store" / ("" if layout.endswith("folder") else digest[:2]) / digest[2:]
             stored.parent.mkdir(parents=True, exist_ok=True)
             path.rename(stored)
-            path.symlink_to(os.path.relpath(stored, copy))
+            path.symlink_to(os.path.relpath(stored, path.parent))
     expect(label(copy, tmp_path), bert)
     done = python("-c", IMPORT.format(str(copy)), folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.rsplit(maxsplit=1)[0] in LABELS
@@ -147,7 +149,7 @@ def test_a_copy_in_an_application_that_has_a_package_utils(bert, copy, tmp_path)
     application = tmp_path / "application"
     (application / "utils").mkdir(parents=True)
     (application / "utils/__init__.py").write_text("own = 'mine'\n")
-    shutil.copy(copy / "predictor.py", application / "labels.py")
+    shutil.copytree(copy / "predictor", application / "labels")
     (application / "main.py").write_text(
         "import utils, labels\n"
         f"predictor = labels.Predictor({str(copy)!r})\n"
@@ -160,14 +162,14 @@ def test_a_copy_in_an_application_that_has_a_package_utils(bert, copy, tmp_path)
     expected = bert.probabilities("a good film")
     lines = done.stdout.splitlines()
     assert lines[0] == f"mine {LABELS[expected.index(max(expected))]}"
-    assert lines[1].startswith("labels text 1 is or holds a int")
+    assert lines[1].startswith("labels.errors text 1 is or holds a int")
     assert "application/config.json cannot be read" in lines[2]
 
 
 def test_of_a_cascade(bert, tmp_path):
     """The whole, and each stage by itself."""
     cascade = write_cascade(tmp_path / "cascade", [bert, bert], [1.0, 1.0], [0.5])
-    done = python(cascade / "predictor.py", "--format=jsonl", folder=tmp_path, text="\n".join(random_texts(20)))
+    done = python(cascade / "predictor", "--format=jsonl", folder=tmp_path, text="\n".join(random_texts(20)))
     assert (done.returncode, done.stderr) == (0, "")
     assert {json.loads(line)["stage"] for line in done.stdout.splitlines()} == {0, 1}
     expect(label(cascade / "stage-1", tmp_path), bert)
@@ -231,8 +233,8 @@ def test_a_fork_after_the_import(copy, tmp_path):
     ],
 )
 def test_mistakes(copy, tmp_path, text, options, part):
-    done = python(copy / "predictor.py", *options, folder=tmp_path, text=text)
-    assert done.returncode == 2 and done.stderr.startswith("predictor.py: error: "), done.stderr
+    done = python(copy / "predictor", *options, folder=tmp_path, text=text)
+    assert done.returncode == 2 and done.stderr.startswith("predictor: error: "), done.stderr
     assert part in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -244,7 +246,7 @@ def test_a_damaged_folder(copy, tmp_path, name):
 
 
 def test_a_reader_that_stops(copy, tmp_path):
-    command = [sys.executable, str(copy / "predictor.py")]
+    command = [sys.executable, str(copy / "predictor")]
     (tmp_path / "texts.txt").write_text("good\n" * 5_000)
     with (
         open(tmp_path / "texts.txt") as texts,

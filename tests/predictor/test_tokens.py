@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, BertWordPieceTokenizer, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from utils.predictor import _beginning, prepare_tokenizer, tokenize
+from utils.predictor.tokens import _beginning, prepare_tokenizer, tokenize
 
 CHARACTERS = [chr(code) for code in range(128)] + ["é", "İ", "ß", "\u0301", "中", "\u200b", "🙂"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -80,7 +80,7 @@ def test_truncation_is_the_tokenizers_own():
 
 
 def test_words_are_remembered_within_bounds(monkeypatch):
-    monkeypatch.setattr("utils.predictor.WORDS_KEPT", 3)
+    monkeypatch.setattr("utils.predictor.tokens.WORDS_KEPT", 3)
     prepared, own = prepare_tokenizer(wordpiece(True)), wordpiece(True)
     texts = ["a good film !", "the plot", "x" * 33, "x" * 101, "a good film ! the", "é good", ""]
     for text in texts:
@@ -156,7 +156,7 @@ def test_an_added_token_in_another_case():
 @pytest.mark.parametrize("kind", KINDS)
 def test_of_a_very_long_text_the_beginning_is_enough(kind, monkeypatch):
     """The first n_ctx tokens are the same; where the beginning has fewer, the whole text is taken."""
-    monkeypatch.setattr("utils.predictor.CHARACTERS_A_TOKEN", 1)
+    monkeypatch.setattr("utils.predictor.tokens.CHARACTERS_A_TOKEN", 1)
     generator = random.Random(0)
     pieces = [
         *WORDS,
