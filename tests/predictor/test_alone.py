@@ -238,6 +238,14 @@ def test_mistakes(copy, tmp_path, text, options, part):
     assert part in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("redirection", "part"), [(">&-", "standard output is"), ("<&-", "standard input is")])
+def test_closed_streams(copy, redirection, part):
+    command = f'"{sys.executable}" "{copy}/predictor" {redirection}'
+    done = subprocess.run(command, shell=True, input=b"good\n", capture_output=True, check=False)
+    stderr = done.stderr.decode()
+    assert done.returncode == 2 and stderr.startswith(f"predictor: error: {part}") and stderr.count("\n") == 1, stderr
+
+
 @pytest.mark.parametrize("name", ["model.weights", "tokenizer.json", "config.json"])
 def test_a_damaged_folder(copy, tmp_path, name):
     (copy / name).write_bytes((copy / name).read_bytes()[:-9])

@@ -68,6 +68,16 @@ def test_plain_texts_need_no_normalizer(lowercase):
     assert prepared.words and len(prepared.words.known) > 200
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_file_says_of_length_does_not_count(kind):
+    configured = KINDS[kind]()
+    configured.enable_truncation(4)
+    configured.enable_padding(length=30)
+    texts = ["good film", "a very good film it is not", ("good", "a dull film and bad")]
+    expected = plain([KINDS[kind]().encode(*([text] if isinstance(text, str) else text)) for text in texts])
+    assert tokenize(prepare_tokenizer(configured), texts, 100) == expected
+
+
 def test_truncation_is_the_tokenizers_own():
     pairs = [("good " * a, "bad " * b) for a in range(12) for b in range(12)]
     texts = [*pairs, *(first for first, _ in pairs)]
