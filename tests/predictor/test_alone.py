@@ -90,6 +90,16 @@ def test_the_same_as_predict_py(bert, copy, tmp_path):
     assert [list(json.loads(line)) for line in alone.stdout.splitlines()] == [["label", "probabilities", "sure"]] * 4
 
 
+def test_labels_are_written_in_utf_8(copy, tmp_path):
+    """Whatever the system's own encoding."""
+    config = json.loads((copy / "config.json").read_text())
+    config["id2label"] = {number: f"schön {number}" for number in config["id2label"]}
+    (copy / "config.json").write_text(json.dumps(config))
+    command, environment = [sys.executable, copy / "predictor"], os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, input=b"good\n", capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"") and done.stdout.decode("utf-8").startswith("schön ")
+
+
 def test_unpacked_elsewhere(bert, tmp_path):
     with tarfile.open(tmp_path / "model.tar", "w") as tar:
         tar.add(bert.folder, "model")
