@@ -44,8 +44,9 @@ ifneq ($(words $(subst :,x x,$(subst %,x x,$(DATA)))),1)
 $(error DATA=$(DATA): give one folder, without spaces, colons and % signs in its name)
 endif
 
-CASCADE_OPTIONS = --max_asked=0.2
-FAST_CASCADE_OPTIONS = --max_asked=0.05
+# How much faster than the int8 teacher.
+CASCADE_OPTIONS = --target_speedup=$(if $(TEACHER),5,3)
+FAST_CASCADE_OPTIONS = --target_speedup=$(if $(TEACHER),26,4)
 
 ENCODER = embeddings/all-MiniLM-L6-v2
 CONFIG = configs/config-bert-cls.json
@@ -216,7 +217,7 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 	@touch $@
 
 # The smallest model, which asks larger ones where it is not sure. Served by processes of one thread, so measured so.
-STAGES = pruned-small $(if $(TEACHER),student assistant,pruned-medium) teacher
+STAGES = pruned-small $(if $(TEACHER),student assistant,pruned-medium student) teacher
 $(RUN)/cascade.done: private AIM = $(CASCADE_OPTIONS)
 $(RUN)/fast-cascade.done: private AIM = $(FAST_CASCADE_OPTIONS)
 $(RUN)/cascade.done $(RUN)/fast-cascade.done: $(STAGES:%=$(RUN)/int8-%.done)

@@ -30,7 +30,7 @@ second_round() { # TARGET SEED VARIABLES...: a model of the ladder, from all tex
         cp -r $FIRST/teacher $FIRST/teacher.pt $SECOND
         touch $SECOND/teacher.done
     fi
-    ladder "$1" "$2" $variables CASCADE_OPTIONS=--target_speedup=5 FAST_CASCADE_OPTIONS=--target_speedup=26 "${@:3}"
+    ladder "$1" "$2" $variables "${@:3}"
 }
 
 of_round() { # first|second NAME MODEL SEED: a model of it; of other seeds, begun from the same models as of seed 42
