@@ -199,6 +199,8 @@ def test_the_ladder_goes_by_the_tasks_measure(steps, task, folders):
 @pytest.mark.parametrize(
     ("key", "value", "part"),
     [("thresholds", {"bad": 0.5}, "thresholds"), ("thresholds", {"bad": 2, "cast": 0.5, "good": 0.5}, "thresholds"),
+     ("thresholds", {"bad": 0, "cast": 0.5, "good": 0.5}, "thresholds"),
+     ("thresholds", {"bad": 1, "cast": 0.5, "good": 0.5}, "thresholds"),
      ("thresholds", [0.5], "thresholds"), ("label_separator", 3, "label_separator")],
 )  # fmt: skip
 def test_damaged_folders(project, key, value, part):
