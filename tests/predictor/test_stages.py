@@ -1,5 +1,6 @@
 """A cascade's folder labels texts as its stages, one after the other, would in PyTorch; and says what is wrong."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -192,6 +193,19 @@ def test_damaged_stage(copy, name, spoil):
     if spoil == "truncated":
         (copy / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=f"{name} .*: write it again with (cascade|quantize).py$"):
+        Predictor(copy, 1)
+
+
+def test_stages_of_other_labels(copy):
+    """Whole, and each as the cascade lists it."""
+    path = copy / "stage-1/config.json"
+    config = json.loads(path.read_text())
+    config["id2label"] = dict(zip(config["id2label"], reversed(config["id2label"].values()), strict=True))
+    path.write_text(json.dumps(config))
+    own = json.loads((copy / "config.json").read_text())["fastformers"]
+    own["files"]["stage-1/config.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    change_config(copy, fastformers=own)
+    with pytest.raises(UserError, match="stage-1 has other labels than .*stage-0 in another order"):
         Predictor(copy, 1)
 
 

@@ -195,10 +195,15 @@ def test_of_a_very_long_text_the_beginning_is_enough(kind, monkeypatch):
         assert [ids for ids, _ in tokenize(prepared, texts, n_ctx)] == [row.ids for row in own.encode_batch(texts)]
 
 
-def test_no_text_is_cut_within_an_added_token_or_without_splitting_at_spaces():
+def test_no_text_is_cut_within_an_added_token_or_without_splitting_at_spaces(monkeypatch):
+    monkeypatch.setattr("utils.predictor.tokens.CHARACTERS_A_TOKEN", 1)
     tokenizer = wordpiece(True)
     tokenizer.add_tokens(["film a film"])
-    assert not prepare_tokenizer(tokenizer).splits_at_spaces
+    prepared = prepare_tokenizer(tokenizer)
+    assert not prepared.splits_at_spaces
+    # Its beginning, "a a a film", would have 6 tokens, too.
+    [(ids, _)] = tokenize(prepared, ["a a a film a film" + " a" * 50], 6)
+    assert ids[4] == tokenizer.token_to_id("film a film") and len(ids) == 6
     tokenizer = metaspace()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
     assert not prepare_tokenizer(tokenizer).splits_at_spaces
