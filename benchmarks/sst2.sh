@@ -186,6 +186,14 @@ taught_few() { # NAME SEED OPTIONS...: 3 layers of the encoder, of the larger te
         --teacher_config=configs/config-mpnet-cls.json --data_dir=$FEW "${@:3}"
 }
 
+taught_by_three() { # NAME START SEED: of the mean of three larger teachers of 1,000 labels
+    local seed
+    for seed in $SEEDS; do model few-larger "$seed"; done
+    once "$1" $PYTHON fastformers.py $COMMON --data_dir=$FEW --unlabelled \
+        --teacher_bert_model_name_or_path $RUN/few-larger-{42,43,44} --bert_model_name_or_path="$2" \
+        --bert_output_dir="$RUN/$1" --save_path="$RUN/$1.pt" --seed="$3" $STUDENT_OPTIONS
+}
+
 model() { # NAME SEED: the trained model of a row
     local name=$1-$2
     case $1 in
@@ -263,6 +271,12 @@ model() { # NAME SEED: the trained model of a row
         ;;
     few-alone) taught_few "$name" "$2" --epoch=40 ;;
     few-texts) taught_few "$name" "$2" --unlabelled ;;
+    few-three-6) taught_by_three "$name" $ENCODER "$2" ;;
+    few-three-3)
+        model few-three-6 42
+        start_from few-three-start $RUN/few-three-6-42 1,3,5
+        taught_by_three "$name" $RUN/few-three-start "$2"
+        ;;
     *)
         echo "benchmarks/sst2.sh: unknown row $1" >&2
         exit 2
@@ -336,7 +350,7 @@ unlabelled_rows() {
         steps-augmented steps-texts-of-6-layers steps-other-texts steps-other-domains few-alone few-texts; do
         for seed in $SEEDS; do row $name "$seed"; done
     done
-    row few-larger 42
+    for name in few-larger few-three-6 few-three-3; do row $name 42; done
 }
 
 table() { $PYTHON -m benchmarks.sst2_table; }
