@@ -332,21 +332,19 @@ def loss_weights(args: argparse.Namespace, task: Task) -> LossWeights:
 def logits_to_learn(
     args: argparse.Namespace, data: Data, splits: list[str], from_teachers: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The teachers' logits for every row of the splits, or the soft labels' in their place; and which rows have some.
-
-    None in the place of the latter says that all have. Warns of rows from which nothing is learned.
-    """
+    """The teachers' logits of every row of the splits, or the soft labels' in their place; and which rows have some,
+    None where all have. Warns of rows from which nothing is learned."""
     if not args.soft_labels:
         assert from_teachers is not None
         return from_teachers, None
     logits, has_logits = with_soft_labels(data, splits, from_teachers)
     has_label = torch.arange(len(logits)) < (len(data.splits["train"]) if args.label_ratio else 0)
-    if not (has_logits | has_label).all():
-        count = int((~(has_logits | has_label)).sum())
+    useless = int((~(has_logits | has_label)).sum())
+    if useless:
         logger.warning(
             "%d of %d rows have neither a soft label nor a label that counts, and teach nothing: give a teacher for "
             "them, or --label_ratio where they have labels",
-            count,
+            useless,
             len(logits),
         )
     return logits, has_logits
