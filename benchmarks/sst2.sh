@@ -65,11 +65,10 @@ labels() { # NAME START SEED OPTIONS...: trained on the labels
         --save_path="$RUN/$name.pt" --seed="$seed" "$@"
 }
 
-distilled() { # NAME TEACHER START SEED OPTIONS...
-    local name=$1 teacher=$RUN/$2 start=$3 seed=$4
+distilled() { # NAME TEACHERS START SEED OPTIONS...: from one teacher, or the mean of several, with spaces between
+    local name=$1 teachers=$2 start=$3 seed=$4
     shift 4
-    once "$name" $PYTHON fastformers.py $COMMON --teacher_config=configs/config-bert-cls.json \
-        --teacher_bert_model_name_or_path=$teacher --teacher_model_path=$teacher.pt \
+    once "$name" $PYTHON fastformers.py $COMMON --teacher_bert_model_name_or_path $(printf "$RUN/%s " $teachers) \
         --bert_model_name_or_path="$start" --bert_output_dir="$RUN/$name" --save_path="$RUN/$name.pt" \
         --seed="$seed" "$@"
 }
@@ -97,7 +96,7 @@ taught() { # NAME START SEED OPTIONS...: distilled from the larger teacher of se
     larger 42
     local name=$1 start=$2 seed=$3
     shift 3
-    distilled "$name" larger-42 "$start" "$seed" --teacher_config=configs/config-mpnet-cls.json "$@"
+    distilled "$name" larger-42 "$start" "$seed" "$@"
 }
 
 teacher() { # SEED
@@ -182,16 +181,13 @@ for text, _ in fetch(other_domains=True)["unlabelled"]: print(text)'
 taught_few() { # NAME SEED OPTIONS...: 3 layers of the encoder, of the larger teacher of 1,000 labels
     model few-larger 42
     encoder_start
-    distilled "$1" few-larger-42 $RUN/encoder-start "$2" $STUDENT_OPTIONS \
-        --teacher_config=configs/config-mpnet-cls.json --data_dir=$FEW "${@:3}"
+    distilled "$1" few-larger-42 $RUN/encoder-start "$2" $STUDENT_OPTIONS --data_dir=$FEW "${@:3}"
 }
 
 taught_by_three() { # NAME START SEED: of the mean of three larger teachers of 1,000 labels
     local seed
     for seed in $SEEDS; do model few-larger "$seed"; done
-    once "$1" $PYTHON fastformers.py $COMMON --data_dir=$FEW --unlabelled \
-        --teacher_bert_model_name_or_path $RUN/few-larger-{42,43,44} --bert_model_name_or_path="$2" \
-        --bert_output_dir="$RUN/$1" --save_path="$RUN/$1.pt" --seed="$3" $STUDENT_OPTIONS
+    distilled "$1" "$(printf "few-larger-%s " $SEEDS)" "$2" "$3" $STUDENT_OPTIONS --data_dir=$FEW --unlabelled
 }
 
 model() { # NAME SEED: the trained model of a row
