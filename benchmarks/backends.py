@@ -283,7 +283,7 @@ class Ours(Backend):
     """A folder that quantize.py wrote, run by utils.predictor."""
 
     def open(self) -> None:
-        from utils.predictor.model import Predictor
+        from utils.predictor import Predictor
 
         self.predictor = Predictor(self.path, self.num_threads)
         self.input_names = [node.name for node in self.predictor.session.get_inputs()]

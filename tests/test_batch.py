@@ -3,7 +3,6 @@
 Of `make test-slow`; an environment for it is made, and where that cannot be, the test is skipped.
 """
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,8 @@ import pyarrow.parquet
 import pytest
 from conftest import ROOT
 from reference_model import Reference, of_texts, random_texts
+
+from utils.export.model_dir import copy_runtime
 
 NUM_ROWS = 40_000
 
@@ -35,7 +36,7 @@ def python_with(name: str) -> Path:
 def model(script, tmp_path) -> Path:
     """A model folder; beside it rows.parquet, and out.parquet, which predict.py has written."""
     folder = of_texts(Reference(tmp_path / "bert", "bert").folder, 1)
-    shutil.copytree(ROOT / "utils/predictor", folder / "predictor")
+    copy_runtime(folder)
     table = pa.table({"id": range(NUM_ROWS), "text": random_texts(NUM_ROWS)})
     pa.parquet.write_table(table, tmp_path / "rows.parquet")
     code, stderr = script("predict", folder, "--input=rows.parquet", "--output=out.parquet")

@@ -26,7 +26,7 @@ def try_kills(recipe: Recipe, short: bool) -> list[Result]:
     """SIGKILL at random times, and at chosen moments."""
     results = []
     for script in ("train", "fastformers"):
-        count = 1 if short else 20
+        count = 2 if short else 20
         results.append((f"SIGKILL at random, {script}", count, kills.random_kills(recipe, script, count, seed=1)))
     results.append(("SIGKILL at random, predict --output", *kills.killed_labelling(recipe, 1 if short else 5)))
     results.append(("SIGKILL while measuring, quantize", *kills.killed_measurement(recipe, 1 if short else 12)))
@@ -37,7 +37,7 @@ def try_kills(recipe: Recipe, short: bool) -> list[Result]:
     for script in ("train",) if short else steps:
         tried, lost = 0, []
         for moment in moments:
-            more, found = kills.chosen_kills(recipe, script, moment, 1 if short else 12)
+            more, found = kills.chosen_kills(recipe, script, moment, 2 if short else 12)
             tried, lost = tried + more, lost + found
         results.append((f"SIGKILL at chosen moments, {script}", tried, lost))
     return results

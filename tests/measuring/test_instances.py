@@ -55,7 +55,7 @@ def test_two_instances_answer_like_one(trained, two_cores):
     code, stderr = trained.quantize(source="teacher")
     assert code == 0, stderr
     onnx_options = ["--enable_ort", f"--onnx_path={trained.folder}/teacher.int8.onnx"]
-    for options in (["--batch_size=8"], [*onnx_options, "--batch_size=3"]):
+    for options in (["--batch_size=8"], [*onnx_options, "--batch_size=1"], [*onnx_options, "--batch_size=8"]):
         one, two = evaluated(trained, *options), evaluated(trained, *options, "--num_instances=2")
         assert [two[key] for key in IDENTICAL] == [one[key] for key in IDENTICAL]
         assert (one["num_instances"], two["num_instances"]) == (1, 2)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cascade_folder import write_cascade
 from conftest import ROOT
-from reference_model import LABELS, Reference, random_texts
+from reference_model import LABELS, Reference, change_config, random_texts
 
 from utils.export.model_dir import copy_runtime
 
@@ -92,9 +92,7 @@ def test_the_same_as_predict_py(bert, copy, tmp_path):
 
 def test_labels_are_written_in_utf_8(copy, tmp_path):
     """Whatever the system's own encoding."""
-    config = json.loads((copy / "config.json").read_text())
-    config["id2label"] = {number: f"schön {number}" for number in config["id2label"]}
-    (copy / "config.json").write_text(json.dumps(config))
+    change_config(copy, id2label={str(i): f"schön {i}" for i in range(len(LABELS))})
     command, environment = [sys.executable, copy / "predictor"], os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, env=environment, input=b"good\n", capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"") and done.stdout.decode("utf-8").startswith("schön ")

@@ -1,6 +1,5 @@
 """A cascade's folder labels texts as its stages, one after the other, would in PyTorch; and says what is wrong."""
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -10,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from cascade_folder import expected, write_cascade
 from conftest import ROOT, make_tokenizer
-from reference_model import Reference, change_config, random_texts
+from reference_model import LABELS, Reference, change_config, random_texts
 
 import utils.predictor.model
 from utils.predictor import Predictor
 from utils.system.errors import UserError
+from utils.system.files import file_hash
 
 TEXTS = [*random_texts(60), "", "great " * 40, ("the plot", "it is bad")]
 TEMPERATURES = [3.0, 0.5, 0.7]
@@ -198,12 +198,9 @@ def test_damaged_stage(copy, name, spoil):
 
 def test_stages_of_other_labels(copy):
     """Whole, and each as the cascade lists it."""
-    path = copy / "stage-1/config.json"
-    config = json.loads(path.read_text())
-    config["id2label"] = dict(zip(config["id2label"], reversed(config["id2label"].values()), strict=True))
-    path.write_text(json.dumps(config))
+    change_config(copy / "stage-1", id2label={str(i): label for i, label in enumerate(reversed(LABELS))})
     own = json.loads((copy / "config.json").read_text())["fastformers"]
-    own["files"]["stage-1/config.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    own["files"]["stage-1/config.json"] = file_hash(copy / "stage-1/config.json")
     change_config(copy, fastformers=own)
     with pytest.raises(UserError, match="stage-1 has other labels than .*stage-0 in another order"):
         Predictor(copy, 1)
