@@ -1,7 +1,7 @@
 # make demo          the whole recipe on movie reviews; QUICK=1: 900 labels, other texts without
 # make ladder DATA=data/NAME     the same on a data set of your own, into runs/NAME and results/NAME;
 #                    COLUMNS="--text_column=... --label_column=..." for files with columns;
-#                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too (demo: 4);
+#                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too (demo: 10);
 #                    texts in data/NAME/unlabelled.txt, .csv, ... are learned from as well;
 #                    TEACHER=all-mpnet-base-v2 for a larger teacher: an encoder of embeddings/, of any family;
 #                    CONFIG=configs/config-bert-multi-label.json or -regression.json for another task, where a larger
@@ -32,10 +32,14 @@ RUN = runs/$(notdir $(patsubst %/,%,$(DATA)))
 else
 DATA = data/movie-reviews
 RUN = runs/demo
-AUGMENT = 4
+# All students learn from many variants, once: from half as many, twice, they stay further from the teacher's logits.
+AUGMENT = 10
+STUDENT_ROWS = --augmented
+EPOCHS_student = 1
+EPOCHS_small = 1
 endif
 TEACHER_OPTIONS = $(if $(TEACHER),--lr=3e-5 --epoch=2 --batch_size=32,--lr=1e-4 --epoch=2 --batch_size=64)
-EPOCHS_student = 4
+EPOCHS_student ?= 4
 endif
 STUDENT_OPTIONS = --kd_loss=mse --lr=4e-4 --batch_size=64 --dropout=0
 
@@ -67,7 +71,7 @@ ifdef AUGMENT
 AUGMENTED = $(DATA)/augmented.txt
 AUGMENTED_ROWS = --augmented
 EPOCHS_medium = 1
-EPOCHS_small = 2
+EPOCHS_small ?= 2
 else
 EPOCHS_medium = 2
 EPOCHS_small = $(EPOCHS_student)
@@ -196,7 +200,7 @@ $(RUN)/student-start.done: $(RUN)/$(LAYERS_OF).done
 $(RUN)/student.done: $(RUN)/student-start.done
 	$(PYTHON) $(DISTILL) --bert_model_name_or_path=$(RUN)/student-start \
 		--bert_output_dir=$(RUN)/student --save_path=$(RUN)/student.pt --epoch=$(EPOCHS_student) \
-		$(MEASURE) $(STUDENT_OPTIONS) $(UNLABELLED_ROWS)
+		$(MEASURE) $(STUDENT_OPTIONS) $(STUDENT_ROWS) $(UNLABELLED_ROWS)
 	@touch $@
 
 # The student cut to one of the shapes above, and distilled once more.

@@ -73,11 +73,14 @@ distilled() { # NAME TEACHERS START SEED OPTIONS...: from one teacher, or the me
         --seed="$seed" "$@"
 }
 
-for_larger() { # FOLDER: its labelled rows as the larger teacher reads them, in FOLDER-mpnet
+for_larger() { # FOLDER: its rows, but augmented ones, as the larger teacher reads them, in FOLDER-mpnet
+    local file
     [ ! -e "$1-mpnet/tokenized/meta.json" ] || return 0
     $PYTHON embeddings/fetch.py $LARGE
     mkdir -p "$1-mpnet"
-    cp "$1"/{train,valid,test}.txt "$1-mpnet"
+    for file in train valid test unlabelled; do
+        [ ! -e "$1/$file.txt" ] || cp "$1/$file.txt" "$1-mpnet"
+    done
     $PYTHON preprocess.py $LARGE_CONFIG --data_dir="$1-mpnet" --bert_model_name_or_path=embeddings/$LARGE
 }
 
@@ -184,10 +187,15 @@ taught_few() { # NAME SEED OPTIONS...: 3 layers of the encoder, of the larger te
     distilled "$1" few-larger-42 $RUN/encoder-start "$2" $STUDENT_OPTIONS --data_dir=$FEW "${@:3}"
 }
 
-taught_by_three() { # NAME START SEED: of the mean of three larger teachers of 1,000 labels
+by_three() { # NAME START SEED OPTIONS...: of the mean of three larger teachers of 1,000 labels, with the other texts
     local seed
     for seed in $SEEDS; do model few-larger "$seed"; done
-    distilled "$1" "$(printf "few-larger-%s " $SEEDS)" "$2" "$3" $STUDENT_OPTIONS --data_dir=$FEW --unlabelled
+    distilled "$1" "$(printf "few-larger-%s " $SEEDS)" "$2" "$3" "${@:4}" --unlabelled
+}
+
+of_few_self() { # NAME START SEED: of a larger teacher that learnt from these three's answers to the other texts
+    model few-self 42
+    distilled "$1" few-self-42 "$2" "$3" $STUDENT_OPTIONS --data_dir=$FEW --unlabelled
 }
 
 model() { # NAME SEED: the trained model of a row
@@ -267,11 +275,20 @@ model() { # NAME SEED: the trained model of a row
         ;;
     few-alone) taught_few "$name" "$2" --epoch=40 ;;
     few-texts) taught_few "$name" "$2" --unlabelled ;;
-    few-three-6) taught_by_three "$name" $ENCODER "$2" ;;
+    few-three-6) by_three "$name" $ENCODER "$2" $STUDENT_OPTIONS --data_dir=$FEW ;;
     few-three-3)
         model few-three-6 42
         start_from few-three-start $RUN/few-three-6-42 1,3,5
-        taught_by_three "$name" $RUN/few-three-start "$2"
+        by_three "$name" $RUN/few-three-start "$2" $STUDENT_OPTIONS --data_dir=$FEW
+        ;;
+    few-self)
+        by_three "$name" embeddings/$LARGE "$2" $LARGE_CONFIG --data_dir=$FEW-mpnet $LARGE_OPTIONS
+        ;;
+    few-self-6) of_few_self "$name" $ENCODER "$2" ;;
+    few-self-3)
+        model few-self-6 42
+        start_from few-self-start $RUN/few-self-6-42 1,3,5
+        of_few_self "$name" $RUN/few-self-start "$2"
         ;;
     *)
         echo "benchmarks/sst2.sh: unknown row $1" >&2
@@ -284,7 +301,7 @@ row() { # NAME SEED: one row of the table
     if done_before "$1-$2"; then return; fi
     model "$1" "$2"
     case $1 in
-    larger | few-larger) scored "$1-$2" $LARGE_CONFIG --data_dir=$DATA-mpnet ;;
+    larger | few-larger | few-self) scored "$1-$2" $LARGE_CONFIG --data_dir=$DATA-mpnet ;;
     *) scored "$1-$2" ;;
     esac
 }
@@ -346,7 +363,7 @@ unlabelled_rows() {
         steps-augmented steps-texts-of-6-layers steps-other-texts steps-other-domains few-alone few-texts; do
         for seed in $SEEDS; do row $name "$seed"; done
     done
-    for name in few-larger few-three-6 few-three-3; do row $name 42; done
+    for name in few-larger few-three-6 few-three-3 few-self few-self-6 few-self-3; do row $name 42; done
 }
 
 table() { $PYTHON -m benchmarks.sst2_table; }

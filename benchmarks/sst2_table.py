@@ -46,6 +46,9 @@ COMPARED = {
     "few-texts": ("1,000 labels: the same with the other rows' texts", "-"),
     "few-three-6": ("1,000 labels: 6 layers, taught by the mean of three larger teachers, with these texts", "-"),
     "few-three-3": ("1,000 labels: 3 layers of these, the same", "-"),
+    "few-self": ("1,000 labels: a larger teacher that learnt these three's answers to these texts", "-"),
+    "few-self-6": ("1,000 labels: 6 layers, taught by this one, with these texts", "-"),
+    "few-self-3": ("1,000 labels: 3 layers of these, the same", "-"),
 }
 # 3 layers of the plain encoder, taught by the larger teacher where nothing else is said.
 STEPS = {
@@ -164,7 +167,7 @@ def main() -> None:
         within = statistics.mean(scores["mse"]["test"].values()) - 0.01
         targets += [
             target(f"{row}_within_a_point_of_all_labels", scores, row, within)
-            for row in ("few-texts", "few-three-3")
+            for row in ("few-texts", "few-three-3", "few-self-3")
             if row in scores
         ]
     targets += ladder_targets(rungs)
