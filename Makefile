@@ -1,7 +1,7 @@
 # make demo          the whole recipe on movie reviews; QUICK=1: 900 labels, other texts without
 # make ladder DATA=data/NAME     the same on a data set of your own, into runs/NAME and results/NAME;
 #                    COLUMNS="--text_column=... --label_column=..." for files with columns;
-#                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too (demo: 10);
+#                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too (demo: 8);
 #                    texts in data/NAME/unlabelled.txt, .csv, ... are learned from as well;
 #                    TEACHER=all-mpnet-base-v2 for a larger teacher: an encoder of embeddings/, of any family;
 #                    CONFIG=configs/config-bert-multi-label.json or -regression.json for another task, where a larger
@@ -33,7 +33,7 @@ else
 DATA = data/movie-reviews
 RUN = runs/demo
 # All students learn from many variants, once: from half as many, twice, they stay further from the teacher's logits.
-AUGMENT = 10
+AUGMENT = 8
 STUDENT_ROWS = --augmented
 EPOCHS_student = 1
 EPOCHS_small = 1

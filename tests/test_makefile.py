@@ -132,7 +132,7 @@ def test_the_demo_makes_variants_of_its_rows(tmp_path):
     (tmp_path / "data/tickets/train.csv").touch()
     done = make(tmp_path, "-n", "demo")
     (command,) = commands(done, "augment_data.py")
-    assert "--data_dir=data/movie-reviews " in command and "--n_iter=10" in command
+    assert "--data_dir=data/movie-reviews " in command and "--n_iter=8" in command
     students = commands(done, "fastformers.py")
     assert len(students) == 3 and all("--augmented" in command and "--epoch=1 " in command for command in students)
     for arguments in (["demo", "QUICK=1"], ["ladder", "DATA=data/tickets"]):
