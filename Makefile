@@ -1,7 +1,8 @@
 # make demo          the whole recipe on movie reviews; QUICK=1: 900 labels, other texts without
 # make ladder DATA=data/NAME     the same on a data set of your own, into runs/NAME and results/NAME;
 #                    COLUMNS="--text_column=... --label_column=..." for files with columns;
-#                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too (demo: 8);
+#                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too (demo: 8), and with
+#                    STUDENT_ROWS=--augmented the student they are cut from;
 #                    texts in data/NAME/unlabelled.txt, .csv, ... are learned from as well;
 #                    TEACHER=all-mpnet-base-v2 for a larger teacher: an encoder of embeddings/, of any family;
 #                    CONFIG=configs/config-bert-multi-label.json or -regression.json for another task, where a larger
@@ -29,17 +30,16 @@ EPOCHS_student = 3
 else
 ifeq ($(origin DATA),command line)
 RUN = runs/$(notdir $(patsubst %/,%,$(DATA)))
+EPOCHS_student = 4
 else
 DATA = data/movie-reviews
 RUN = runs/demo
 # All students learn from many variants, once: from half as many, twice, they stay further from the teacher's logits.
 AUGMENT = 8
-STUDENT_ROWS = --augmented
+STUDENT_ROWS = $(AUGMENTED_ROWS)
 EPOCHS_student = 1
-EPOCHS_small = 1
 endif
 TEACHER_OPTIONS = $(if $(TEACHER),--lr=3e-5 --epoch=2 --batch_size=32,--lr=1e-4 --epoch=2 --batch_size=64)
-EPOCHS_student ?= 4
 endif
 STUDENT_OPTIONS = --kd_loss=mse --lr=4e-4 --batch_size=64 --dropout=0
 
@@ -71,7 +71,7 @@ ifdef AUGMENT
 AUGMENTED = $(DATA)/augmented.txt
 AUGMENTED_ROWS = --augmented
 EPOCHS_medium = 1
-EPOCHS_small ?= 2
+EPOCHS_small = $(if $(STUDENT_ROWS),$(EPOCHS_student),2)
 else
 EPOCHS_medium = 2
 EPOCHS_small = $(EPOCHS_student)

@@ -34,6 +34,7 @@ ONE_VARIANT=data/sst2-one-variant FEW=data/sst2-1000
 ALONE_OPTIONS="--lr=1e-4 --epoch=1 --batch_size=32 --eval_steps=500"
 TEACHER_OPTIONS="--kd_loss=mse --lr=1.5e-4 --batch_size=64 --dropout=0 --measure=loss"
 STUDENT_OPTIONS="--kd_loss=mse --lr=2e-4 --epoch=4 --batch_size=64 --dropout=0"
+FEW_OPTIONS="$STUDENT_OPTIONS --data_dir=$FEW" FEW_THREE="few-larger-42 few-larger-43 few-larger-44"
 AUGMENTED="--augmented --epoch=1 --eval_steps=1350"
 STATES="--state_loss_ratio=1 --state_layers=all"
 LABEL_OPTIONS="--lr=1e-4 --epoch=3 --batch_size=64"
@@ -181,21 +182,15 @@ other_domains() { # tweets, product reviews and editorials
 for text, _ in fetch(other_domains=True)["unlabelled"]: print(text)'
 }
 
-taught_few() { # NAME SEED OPTIONS...: 3 layers of the encoder, of the larger teacher of 1,000 labels
-    model few-larger 42
-    encoder_start
-    distilled "$1" few-larger-42 $RUN/encoder-start "$2" $STUDENT_OPTIONS --data_dir=$FEW "${@:3}"
+taught_few() { # as `distilled`, of larger teachers of 1,000 labels, NAME-SEED each, which are made first
+    local teacher
+    for teacher in $2; do model "${teacher%-*}" "${teacher##*-}"; done
+    distilled "$@"
 }
 
-by_three() { # NAME START SEED OPTIONS...: of the mean of three larger teachers of 1,000 labels, with the other texts
-    local seed
-    for seed in $SEEDS; do model few-larger "$seed"; done
-    distilled "$1" "$(printf "few-larger-%s " $SEEDS)" "$2" "$3" "${@:4}" --unlabelled
-}
-
-of_few_self() { # NAME START SEED: of a larger teacher that learnt from these three's answers to the other texts
-    model few-self 42
-    distilled "$1" few-self-42 "$2" "$3" $STUDENT_OPTIONS --data_dir=$FEW --unlabelled
+few_start() { # few-three | few-self: half of the layers of its 6
+    model "$1-6" 42
+    start_from "$1-start" "$RUN/$1-6-42" 1,3,5
 }
 
 model() { # NAME SEED: the trained model of a row
@@ -273,22 +268,27 @@ model() { # NAME SEED: the trained model of a row
         few_labels
         labels "$name" embeddings/$LARGE "$2" $LARGE_CONFIG --data_dir=$FEW-mpnet --lr=3e-5 --epoch=5 --batch_size=32
         ;;
-    few-alone) taught_few "$name" "$2" --epoch=40 ;;
-    few-texts) taught_few "$name" "$2" --unlabelled ;;
-    few-three-6) by_three "$name" $ENCODER "$2" $STUDENT_OPTIONS --data_dir=$FEW ;;
+    few-alone)
+        encoder_start
+        taught_few "$name" few-larger-42 $RUN/encoder-start "$2" $FEW_OPTIONS --epoch=40
+        ;;
+    few-texts)
+        encoder_start
+        taught_few "$name" few-larger-42 $RUN/encoder-start "$2" $FEW_OPTIONS --unlabelled
+        ;;
+    few-three-6) taught_few "$name" "$FEW_THREE" $ENCODER "$2" $FEW_OPTIONS --unlabelled ;;
     few-three-3)
-        model few-three-6 42
-        start_from few-three-start $RUN/few-three-6-42 1,3,5
-        by_three "$name" $RUN/few-three-start "$2" $STUDENT_OPTIONS --data_dir=$FEW
+        few_start few-three
+        taught_few "$name" "$FEW_THREE" $RUN/few-three-start "$2" $FEW_OPTIONS --unlabelled
         ;;
-    few-self)
-        by_three "$name" embeddings/$LARGE "$2" $LARGE_CONFIG --data_dir=$FEW-mpnet $LARGE_OPTIONS
+    few-self) # a larger teacher that learns these three's answers
+        taught_few "$name" "$FEW_THREE" embeddings/$LARGE "$2" $LARGE_CONFIG --data_dir=$FEW-mpnet $LARGE_OPTIONS \
+            --unlabelled
         ;;
-    few-self-6) of_few_self "$name" $ENCODER "$2" ;;
+    few-self-6) taught_few "$name" few-self-42 $ENCODER "$2" $FEW_OPTIONS --unlabelled ;;
     few-self-3)
-        model few-self-6 42
-        start_from few-self-start $RUN/few-self-6-42 1,3,5
-        of_few_self "$name" $RUN/few-self-start "$2"
+        few_start few-self
+        taught_few "$name" few-self-42 $RUN/few-self-start "$2" $FEW_OPTIONS --unlabelled
         ;;
     *)
         echo "benchmarks/sst2.sh: unknown row $1" >&2
