@@ -222,11 +222,10 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 
 # The smallest model, which asks larger ones where it is not sure. Served by processes of one thread, so measured so.
 STAGES = pruned-small $(if $(TEACHER),student assistant,pruned-medium student) teacher
-$(RUN)/cascade.done: private AIM = $(CASCADE_OPTIONS)
-$(RUN)/fast-cascade.done: private AIM = $(FAST_CASCADE_OPTIONS)
-$(RUN)/cascade.done $(RUN)/fast-cascade.done: $(STAGES:%=$(RUN)/int8-%.done)
-	$(PYTHON) cascade.py --data_dir=$(DATA) $(COLUMNS) $(STAGES:%=$(RUN)/models/%) \
-		$(AIM) --output_dir=$(RUN)/models/$(basename $(@F)) --num_threads=1
+$(RUN)/cascades.done: $(STAGES:%=$(RUN)/int8-%.done)
+	$(PYTHON) cascade.py --data_dir=$(DATA) $(COLUMNS) $(STAGES:%=$(RUN)/models/%) --num_threads=1 \
+		$(FAST_CASCADE_OPTIONS) --output_dir=$(RUN)/models/fast-cascade \
+		$(CASCADE_OPTIONS) --output_dir=$(RUN)/models/cascade
 	@touch $@
 
 STUDENTS = student pruned-medium pruned-small
@@ -253,7 +252,7 @@ endif
 
 # A score does not say how sure it is.
 ifneq ($(TASK),regression)
-CASCADES = $(RUN)/fast-cascade.done $(RUN)/cascade.done
+CASCADES = $(RUN)/cascades.done
 CASCADE_RUNGS = --rung "cascade, which asks rarely" onnx_instances $(RUN)/models/fast-cascade \
 		--rung "cascade, which asks often" onnx_instances $(RUN)/models/cascade
 endif

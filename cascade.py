@@ -19,6 +19,7 @@ cascade that loses at most 0.01 of the last model's accuracy in 95 % of the boot
 it loses less. --max_asked=0.2 takes the most accurate that passes on at most a fifth of the rows, --target_speedup=3
 the most accurate that is three times as fast as the last model. Where the data folder holds a file of texts without
 labels, unlabelled.txt, .csv, .tsv, .jsonl or .parquet, they say how many answers differ from the last model's.
+Several aims, and a folder for each in the same order, make several cascades of what was measured once.
 
 Into --output_dir go the stages' folders, config.json, a model card, and the frontier, that is all cascades than which
 none is as accurate and faster, as frontier.json, .png and .svg.
@@ -30,7 +31,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import utils.system.environment  # isort: skip  # noqa: F401
@@ -48,10 +49,9 @@ from utils.arguments import (
     text_columns,
 )
 from utils.data.labels import several_labels
-from utils.data.tables import evenly_spaced
 from utils.data.texts import UNLABELLED, Columns, labelled_texts, split_path
 from utils.data.texts_to_label import has_columns, read_columns
-from utils.export.cascade_dir import check_cascade_dir, write_cascade_dir
+from utils.export.cascade_dir import check_cascade_dirs, write_cascade_dir
 from utils.measuring.calibration import cascade_logits, cascade_weights, pooled_probabilities
 from utils.measuring.picture import frontier_figure
 from utils.measuring.thresholds import (
@@ -65,7 +65,7 @@ from utils.measuring.thresholds import (
     frontier,
     single_models,
 )
-from utils.measuring.timing import aligned_table, timed_in_turns
+from utils.measuring.timing import aligned_table, evenly_spaced, timed_in_turns
 from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
 from utils.predictor.cpus import usable_cpus
 from utils.predictor.folder import StageFolder, check_stages_fit, is_cascade, read_stages
@@ -83,6 +83,13 @@ logger = logging.getLogger(__name__)
 MOST_UNLABELLED = 5_000  # rows, the first ones
 SHOWN = 15  # rows of the frontier's table
 
+# What a cascade is to reach: how its number is read, and what is taken.
+AIMS: dict[str, tuple[Callable[[str], float], str]] = {
+    "max_accuracy_drop": (nonnegative_float, "accuracy that it may cost, of 1; then fastest"),
+    "max_asked": (fraction, "share of rows to pass on; then the most accurate"),
+    "target_speedup": (positive_float, "over the last model; then the most accurate"),
+}
+
 # Of every cascade, and each model alone, by its stages' numbers: temperature and weight of each, as `cascade_weights`.
 Weights = dict[tuple[int, ...], list[tuple[float, float]]]
 
@@ -93,16 +100,28 @@ def parse_args() -> argparse.Namespace:
     add_text_options(parser)
     add_column_options(parser)
     group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", required=True, help="folder for the cascade")
-    group = parser.add_argument_group("aim (one of them)").add_mutually_exclusive_group(required=True)
     group.add_argument(
-        "--max_accuracy_drop", type=nonnegative_float, help="accuracy that it may cost, of 1; then fastest"
+        "--output_dir", action="append", required=True, help="folder for the cascade; given again, for the next one"
     )
-    group.add_argument("--max_asked", type=fraction, help="share of rows to pass on; then the most accurate")
-    group.add_argument("--target_speedup", type=positive_float, help="over the last model; then the most accurate")
+    group = parser.add_argument_group("aim (one of them; of several cascades, one for each, in the same order)")
+    for name, (kind, text) in AIMS.items():
+        group.add_argument(f"--{name}", dest="aims", action="append", type=aim(name, kind), metavar="NUMBER", help=text)
     group = parser.add_argument_group("hardware")
     group.add_argument("--num_threads", type=positive_int, default=usable_cpus(), help="CPU threads of each stage")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.aims:
+        parser.error(f"one of the arguments {' '.join(f'--{name}' for name in AIMS)} is required")
+    return args
+
+
+def aim(name: str, kind: Callable[[str], float]) -> Callable[[str], tuple[str, float]]:
+    """An argparse type: one of `AIMS`, with its number."""
+
+    @wraps(kind)  # whose name argparse says where it refuses a value
+    def parse(text: str) -> tuple[str, float]:
+        return name, kind(text)
+
+    return parse
 
 
 def open_models(paths: list[str], num_threads: int) -> tuple[list[StageFolder], list[Predictor]]:
@@ -341,7 +360,12 @@ def write_result(
 def main() -> None:
     args = parse_args()
     data_dir = Path(args.data_dir)
-    check_cascade_dir(args.output_dir, args.stages, "--output_dir")
+    if len(args.output_dir) != len(args.aims):
+        raise UserError(
+            f"--output_dir is given {len(args.output_dir)} time(s) but an aim {len(args.aims)}: give one folder for "
+            "each aim, in the same order"
+        )
+    check_cascade_dirs(args.output_dir, args.stages, "--output_dir")
     folders, models = open_models(args.stages, args.num_threads)
     task = {problem_type: name for name, problem_type in TASKS.items()}[models[0].problem_type]
     columns = text_columns(args, task)
@@ -356,22 +380,17 @@ def main() -> None:
     for warning in check_order(names, singles):
         logger.warning("[Order] : %s", warning)
     measured = candidates(results, true, unlabelled_results(models, unlabelled_texts, weights))
-    chosen = choose(
-        measured,
-        singles[-1].mean_ms,
-        max_accuracy_drop=args.max_accuracy_drop,
-        max_asked=args.max_asked,
-        target_speedup=args.target_speedup,
-    )
+    choices = [choose(measured, singles[-1].mean_ms, **{name: number}) for name, number in args.aims]
 
-    stages = [
-        StageFolder(folders[number].model, temperature, threshold, previous_weight)
-        for (number, threshold), (temperature, previous_weight) in zip(
-            asked_stages(chosen), weights[chosen.members], strict=False
-        )  # the weights of stages that are never asked are left over
-    ]
     machine = describe_machine() | {"num_threads": args.num_threads}
-    write_result(args.output_dir, stages, measured, singles, chosen, names, machine, len(true))
+    for output_dir, chosen in zip(args.output_dir, choices, strict=True):
+        stages = [
+            StageFolder(folders[number].model, temperature, threshold, previous_weight)
+            for (number, threshold), (temperature, previous_weight) in zip(
+                asked_stages(chosen), weights[chosen.members], strict=False
+            )  # the weights of stages that are never asked are left over
+        ]
+        write_result(output_dir, stages, measured, singles, chosen, names, machine, len(true))
 
 
 if __name__ == "__main__":

@@ -47,16 +47,17 @@ from utils.arguments import (
     nonnegative_float,
     script_parser,
 )
-from utils.data.tables import Data, collate, columns_of, evenly_spaced, load_data, row_labels
+from utils.data.tables import Data, collate, columns_of, load_data, row_labels, single_rows
 from utils.export.calibrated import divide_logits
 from utils.export.fused import build_graph
 from utils.export.graph import NotFusable
 from utils.export.int8 import WEIGHT_BITS, calibrate, candidates_for, detect_cpu, quantize_int8
-from utils.export.model_dir import check_model_dir, write_model_dir
+from utils.export.model_dir import write_model_dir
 from utils.export.plain import Graphs, export_plain, open_graph, quantize_plain, to_fp16
+from utils.export.runtime import check_model_dir
 from utils.export.verify import comparison_batches, largest_difference, pytorch_logits
 from utils.measuring.calibration import brier_score, expected_calibration_error, fit_temperature
-from utils.measuring.timing import aligned_table, single_rows, timed_in_turns
+from utils.measuring.timing import aligned_table, evenly_spaced, timed_in_turns
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import fingerprint, load_model
 from utils.models.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL, load_config

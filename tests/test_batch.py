@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from reference_model import Reference, of_texts, random_texts
 
-from utils.export.model_dir import copy_runtime
+from utils.export.runtime import copy_runtime
 
 NUM_ROWS = 40_000
 

@@ -117,9 +117,9 @@ def folders(references, tmp_path) -> list[Path]:
 def run(script, folders, tmp_path):
     """cascade.py on `folders`, or on others."""
 
-    def run_cascade(*options: str, stages: list | None = None, aim: str = "--max_accuracy_drop=0.5"):
+    def run_cascade(*options: str, stages: list | None = None, aim: str = "--max_accuracy_drop=0.5", out: str = "out"):
         paths = [str(path) for path in (folders if stages is None else stages)]
-        return script("cascade", *paths, "--data_dir=data", "--output_dir=out", "--num_threads=1", aim, *options)
+        return script("cascade", *paths, "--data_dir=data", f"--output_dir={out}", "--num_threads=1", aim, *options)
 
     return run_cascade
 
@@ -141,6 +141,21 @@ def test_aims(run, folders):
     assert code == 0 and chosen()["lowest_difference"] >= -0.2, stderr
     before = snapshot(Path())
     fails(run(aim="--target_speedup=1000"), "--target_speedup=1000", "times as fast")
+    assert snapshot(Path()) == before
+
+
+def test_several_aims(run, folders, milliseconds):
+    """Each gets the cascade that it gets alone; where one cannot be reached, none is written."""
+    for number, aim in enumerate(("--max_asked=0.3", "--target_speedup=1.2")):
+        assert run(aim=aim, out=f"alone-{number}")[0] == 0
+    options = ["--target_speedup=1.2", "--output_dir=out-1"]
+    code, stderr = run(*options, aim="--max_asked=0.3", out="out-0")
+    assert code == 0 and stderr.count("[Chosen]") == 2, stderr
+    alone = [json.loads(Path(f"alone-{number}/config.json").read_text()) for number in (0, 1)]
+    assert alone == [json.loads(Path(f"out-{number}/config.json").read_text()) for number in (0, 1)]
+    assert alone[0]["fastformers"]["asked"] != alone[1]["fastformers"]["asked"]
+    before = snapshot(Path())
+    fails(run("--target_speedup=1000", "--output_dir=new"), "--target_speedup=1000", "times as fast")
     assert snapshot(Path()) == before
 
 
@@ -230,10 +245,10 @@ def test_bad_input(run, folders, references):
         "nested": (lambda: run(stages=[first, "cascade"]), ["cascade is a cascade itself: name the folders of its"]),
         "nowhere": (lambda: run(stages=[first, "nowhere"]), ["nowhere/config.json cannot be read"]),
         "data": (lambda: run("--data_dir=nowhere"), ["nowhere/valid.txt"]),
-        "output": (lambda: run("--output_dir=a"), ["--output_dir=a", "stage", "name another folder"]),
-        "below": (lambda: run("--output_dir=a/x"), ["--output_dir=a/x", "stage", "name another folder"]),
-        "above": (lambda: run("--output_dir=."), ["--output_dir=.", "stage", "name another folder"]),
-        "others": (lambda: run("--output_dir=data"), ["--output_dir=data holds other files"]),
+        "output": (lambda: run(out="a"), ["--output_dir=a", "stage", "name another folder"]),
+        "below": (lambda: run(out="a/x"), ["--output_dir=a/x", "stage", "name another folder"]),
+        "above": (lambda: run(out="."), ["--output_dir=.", "stage", "name another folder"]),
+        "others": (lambda: run(out="data"), ["--output_dir=data holds other files"]),
         "column": (lambda: run("--text_column=a,b,c"), ["--text_column=a,b,c"]),
     }
     before = snapshot(Path())
@@ -242,8 +257,10 @@ def test_bad_input(run, folders, references):
     for aim in ("--max_asked=1.5", "--max_asked=-1", "--max_accuracy_drop=-0.1", "--target_speedup=0", "--quiet"):
         code, stderr = run(aim=aim)
         assert code == 2 and aim.split("=")[0].replace("quiet", "max_asked") in stderr and "Traceback" not in stderr
-    code, stderr = run("--max_asked=0.2")
-    assert code == 2 and "not allowed with" in stderr
+    fails(run("--max_asked=0.2"), "--output_dir is given 1 time(s) but an aim 2", "one folder for each aim")
+    fails(run("--output_dir=out2"), "--output_dir is given 2 time(s) but an aim 1")
+    for other in ("out", "out/below"):
+        fails(run("--max_asked=0.2", f"--output_dir={other}"), f"--output_dir={other}", "the cascade out")
     assert snapshot(Path()) == before
 
 

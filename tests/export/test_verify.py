@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from conftest import make_tokenizer
 
-from utils.data.tables import evenly_spaced, load_data
+from utils.data.tables import load_data
 from utils.export import verify
 from utils.export.fused import build_graph
+from utils.measuring.timing import evenly_spaced
 from utils.predictor.folder import GRAPH, UNPADDED_GRAPH
 from utils.system.errors import UserError
 

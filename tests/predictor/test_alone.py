@@ -16,7 +16,7 @@ from cascade_folder import write_cascade
 from conftest import ROOT
 from reference_model import LABELS, Reference, change_config, random_texts
 
-from utils.export.model_dir import copy_runtime
+from utils.export.runtime import copy_runtime
 
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1  # of Linux: see prctl(2) and capabilities(7)
 TEXTS = ["a good film", "the plot\tit is bad", "", "schön ☺"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -209,12 +210,9 @@ def collate(
     return batch
 
 
-def evenly_spaced(count: int, size: int) -> np.ndarray:
-    """Up to `count` different indices from 0 to `size` - 1, the first and the last among them, int [indices].
-
-    Of rows sorted by length they are rows of all lengths.
-    """
-    return np.unique(np.linspace(0, size - 1, min(count, size)).astype(int))
+def single_rows(split: datasets.Dataset, pad_token_id: int) -> Callable[[int], dict]:
+    """For `utils.measuring.timing.timed_in_turns`: each row as a batch of its own, at its own length."""
+    return lambda row: collate(split, np.array([row]), pad_token_id)
 
 
 def batches_by_length(row_lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -2,11 +2,12 @@
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from utils.export.model_dir import check_model_dir, copy_runtime
+from utils.export.runtime import check_model_dir, copy_runtime
 from utils.measuring.picture import save_figure
 from utils.predictor.folder import StageFolder
 from utils.system.errors import UserError
@@ -41,18 +42,20 @@ By `cascade.py`, on {rows} rows of valid, one row at a time. The machine: {machi
 """
 
 
-def check_cascade_dir(path: str | Path, stages: list[str], flag: str) -> None:
-    """Check that `path` can become a cascade's folder: as `check_model_dir`, and it is no stage, nor in one or above.
+def check_cascade_dirs(paths: Sequence[str | Path], stages: list[str], flag: str) -> None:
+    """Check that each path can become a cascade's folder: as `check_model_dir`, and none is, holds or is in another.
 
     Raises:
         UserError: naming `flag`.
     """
-    target = Path(path).resolve()
-    for stage in stages:
-        source = Path(stage).resolve()
-        if target == source or target in source.parents or source in target.parents:
-            raise UserError(f"{flag}={path} is, holds or is in the stage {stage}: name another folder")
-    check_model_dir(path, flag)
+    targets = [Path(path).resolve() for path in paths]
+    for number, (path, target) in enumerate(zip(paths, targets, strict=True)):
+        others = [("stage", stage) for stage in stages] + [("cascade", other) for other in paths[:number]]
+        for kind, other in others:
+            source = Path(other).resolve()
+            if target == source or target in source.parents or source in target.parents:
+                raise UserError(f"{flag}={path} is, holds or is in the {kind} {other}: name another folder")
+        check_model_dir(path, flag)
 
 
 def write_cascade_dir(

@@ -2,19 +2,16 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import onnx
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from utils.export.plain import Graphs, save_graphs
+from utils.export.runtime import copy_runtime
 from utils.models.checkpoint import labels_of
 from utils.predictor.folder import GRAPH, TOKENIZER, WEIGHTS
-from utils.system.errors import UserError
-from utils.system.files import atomic_folder, check_output_folder, write_json
-
-ROOT = Path(__file__).resolve().parents[2]
+from utils.system.files import atomic_folder, write_json
 
 CARD = """---
 library_name: onnx
@@ -53,20 +50,6 @@ TASK_WORDS = {
     ),
     "regression": ("Model of scores", "They are the scores\nthemselves, in the data's units. "),
 }
-
-
-def check_model_dir(path: str | Path, flag: str) -> None:
-    """Check that `path` can become a model folder: that it is new, empty, or one already.
-
-    Raises:
-        UserError: it holds other files, or cannot be written to; names `flag`.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{flag}={path} is a file: name a folder")
-    if path.is_dir() and any(path.iterdir()) and not _is_model_dir(path):
-        raise UserError(f"{flag}={path} holds other files, which would be replaced: name a new folder")
-    check_output_folder(path.parent, flag)
 
 
 def write_model_dir(
@@ -117,22 +100,9 @@ def write_model_dir(
         copy_runtime(folder)
 
 
-def copy_runtime(folder: Path) -> None:
-    """Put in what labels texts with a folder, and the names of the packages that it needs."""
-    shutil.copytree(ROOT / "utils/predictor", folder / "predictor", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(ROOT / "requirements-runtime.txt", folder / "requirements.txt")
-
-
 def _adapt_tokenizer_config(path: Path, n_ctx: int) -> None:
     """Have other libraries read texts as this project does: truncated at n_ctx, and not at the encoder's own length."""
     settings = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": n_ctx}
     if settings.get("tokenizer_class") == "TokenizersBackend":  # which transformers 4, as Optimum needs it, calls so:
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json(path, settings)
-
-
-def _is_model_dir(path: Path) -> bool:
-    try:
-        return "fastformers" in json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False

@@ -5,9 +5,10 @@ import logging
 import numpy as np
 from transformers import PreTrainedModel
 
-from utils.data.tables import Data, collate, evenly_spaced, lengths
+from utils.data.tables import Data, collate, lengths
 from utils.export.plain import Graphs, open_graph
 from utils.measuring.engines import Engine, pytorch_engine
+from utils.measuring.timing import evenly_spaced
 from utils.predictor.folder import UNPADDED_GRAPH
 from utils.system.bars import progress_bar
 from utils.system.errors import UserError, first_line

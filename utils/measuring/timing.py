@@ -5,11 +5,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import datasets
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.tables import collate
 from utils.system.bars import progress_bar
 from utils.system.journal import Cached, uncached
 
@@ -90,11 +88,6 @@ def _turn(
     return turns
 
 
-def single_rows(split: datasets.Dataset, pad_token_id: int) -> Callable[[int], dict]:
-    """For `timed_in_turns`: each row as a batch of its own, at its own length."""
-    return lambda row: collate(split, np.array([row]), pad_token_id)
-
-
 def aligned_table(header: list[str], rows: list[list[str]]) -> str:
     """Rows of cells as text: the first column flush left, the others right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
@@ -103,3 +96,11 @@ def aligned_table(header: list[str], rows: list[list[str]]) -> str:
         cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *cells]).rstrip())
     return "\n".join(lines)
+
+
+def evenly_spaced(count: int, size: int) -> np.ndarray:
+    """Up to `count` different indices from 0 to `size` - 1, the first and the last among them, int [indices].
+
+    Of rows sorted by length they are rows of all lengths.
+    """
+    return np.unique(np.linspace(0, size - 1, min(count, size)).astype(int))

@@ -9,7 +9,7 @@ import shlex
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from utils.models.config import CLASSIFIERS, SINGLE_LABEL, TASKS, Config
+from utils.models.config import SINGLE_LABEL, TASKS, Config, is_classified
 from utils.models.families import FAMILIES, num_positions
 from utils.models.folder import MEND, check_folder
 from utils.models.tokenizer import check_tokenizer, read_tokenizer, telling_ids
@@ -71,7 +71,7 @@ def config_of_checkpoint(
         UserError: as `read_hub_config`, or transformers has no classifier of its family, or it has too few positions.
     """
     hub_config = read_hub_config(name_or_path, flag, allow_hub_name)
-    if hub_config.model_type not in list(CLASSIFIERS):
+    if not is_classified(hub_config.model_type):
         raise UserError(
             f"{flag}={name_or_path} is of the family {hub_config.model_type!r}, of which transformers has no sequence "
             "classifier: use another checkpoint"

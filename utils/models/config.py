@@ -4,10 +4,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
-)
-
 from utils.models.families import FAMILIES
 from utils.system.errors import UserError
 
@@ -55,7 +51,7 @@ def load_config(path: str | Path) -> Config:
         )
     if values.get("task", SINGLE_LABEL) not in list(TASKS):
         raise UserError(f"{path}: unknown task {values['task']!r}: choose one of {', '.join(TASKS)}")
-    if values["encoder_class"] not in list(CLASSIFIERS):  # a list, as the value may be anything
+    if not is_classified(values["encoder_class"]):
         raise UserError(
             f"{path}: unknown encoder_class {values['encoder_class']!r}: choose one of {', '.join(sorted(FAMILIES))}, "
             "or another model_type that transformers has a sequence classifier for"
@@ -64,3 +60,13 @@ def load_config(path: str | Path) -> Config:
     if not isinstance(n_ctx, int) or isinstance(n_ctx, bool) or n_ctx < 4:
         raise UserError(f"{path}: n_ctx is {n_ctx!r}: it must be a whole number of at least 4 tokens")
     return Config(**values)
+
+
+def is_classified(encoder_class: object) -> bool:
+    """Tell whether transformers has a sequence classifier for this model_type."""
+    if encoder_class in list(FAMILIES):  # lists, as the value of a file may be anything
+        return True
+    # Imported here, as that takes seconds, and most encoders are of these families.
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+    return encoder_class in list(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)

@@ -9,11 +9,11 @@ import datasets
 import numpy as np
 from transformers import PreTrainedModel
 
-from utils.data.tables import evenly_spaced, lengths
+from utils.data.tables import lengths, single_rows
 from utils.export.fused import build_graph
 from utils.export.int8 import WEIGHT_BITS, Recipe, detect_cpu, quantize_int8
 from utils.export.plain import open_graph
-from utils.measuring.timing import single_rows, timed_in_turns
+from utils.measuring.timing import evenly_spaced, timed_in_turns
 from utils.models.families import layer_shapes
 from utils.pruning.budget import NEURON_STEP, Shapes, spread
 from utils.pruning.importance import Importance
