@@ -52,6 +52,11 @@ def commands_of(block: str) -> list[str]:
     return [re.sub(r"\s+", " ", command).replace(".venv/bin/python", "python") for command in commands if command]
 
 
+def reports(text: str) -> set[str]:
+    """Who says something, and of what: the beginnings of lines such as `INFO:__main__:[Best] : ...`."""
+    return set(re.findall(r"^(?:INFO|WARNING):[\w.]+:\[[^\]\d]+", text, re.MULTILINE))
+
+
 def make_commands(command: str, folder: Path) -> list[str]:
     """What `make ...` would run in `folder`, which has the Makefile and the requirements."""
     done = subprocess.run(
@@ -66,6 +71,7 @@ class Folder:
 
     def __init__(self, path: Path, runner: subprocess.Popen):
         self.path, self.runner, self.log, self.shown = path, runner, path / "log.txt", ""
+        self.reported: set[str] = set()
         self.train = next(command for command in all_commands(DOCS) if command.startswith("python train.py "))
 
     def script(self, command: str) -> None:
@@ -77,6 +83,7 @@ class Folder:
         print(json.dumps(request), file=self.runner.stdin, flush=True)
         code, self.shown = int(self.runner.stdout.readline()), self.log.read_text()
         assert code == 0, f"{command}\n{self.shown}"
+        self.reported |= reports(self.shown)
         # Where the output is no terminal there are no progress bars, and nowhere are there colours.
         assert not re.search(r"\r|\x1b|%\|", self.shown), ascii(self.shown)
 
@@ -253,6 +260,9 @@ def test_every_block_of_the_readme(folder):
 
 def test_every_block_of_the_docs(folder):
     run_blocks(folder, DOCS)
+    quoted = reports("\n".join(PAGES[name] for name in DOCS))
+    assert len(quoted) > 15
+    assert quoted - folder.reported == set()
     names = ["teacher.pt", "ladder.txt", "labels/model.safetensors", "of-probabilities.pt"]
     for name in names:
         assert (folder.path / "runs/sst2" / name).is_file()
