@@ -38,14 +38,14 @@ def layer_shapes(checkpoint: str | Path) -> list[tuple[int, int, int]]:
 def count_macs(layers: list[tuple[int, int, int]], num_labels: int, length: int) -> int:
     """Multiply-accumulates that our graph does for one row of `length` tokens.
 
-    The last layer is worked out for the first token only: nothing reads the others.
+    The last layer is worked out for the first token only, even keys and values: nothing reads the others. Its scores,
+    which are few, are left out.
     """
     macs = 0
     for hidden, width, neurons in layers[:-1]:
         macs += length * (hidden * 3 * width + width * hidden + 2 * hidden * neurons) + 2 * length**2 * width
     hidden, width, neurons = layers[-1]
-    macs += length * hidden * 2 * width + 2 * length * width
-    macs += hidden * width + width * hidden + 2 * hidden * neurons
+    macs += 4 * hidden * width + 2 * hidden * neurons
     return macs + hidden * hidden + hidden * num_labels
 
 

@@ -49,7 +49,7 @@ def test_weights_use_their_bits(recipe, bits):
     largest = {name: int(np.abs(array).max()) for name, array in weights.items() if array.dtype == np.int8}
     # Embeddings are only looked up: always 8 bits.
     assert (largest.pop(f"{WORDS}.int8", None) == 127) == recipe.int8_embeddings
-    assert len(largest) == 3 * 4 + 2 and set(largest.values()) == {2 ** (bits - 1) - 1}
+    assert len(largest) == 3 * 4 + 1 and set(largest.values()) == {2 ** (bits - 1) - 1}
     assert weights["layer.0.ffn_input.weight.scale"].shape == ((48,) if recipe.per_channel else ())
 
 
@@ -80,7 +80,9 @@ def test_parts_that_stay_fp32():
     fp32 = build_graph(tiny_model("bert"))
     int8 = quantize_int8(fp32, Recipe(fp32_parts=FFN_OUTPUT), 8)
     products = [node.name for node in int8.graph.node if node.op_type == "MatMul"]
-    assert products == [f"layer.{i}.ffn_norm.negated.matmul" for i in range(3)] + ["logits.matmul"]
+    of_heads = [f"layer.2.attention.{name}" for name in ("asked.matmul", "mixed", "contexts.matmul")]
+    ffn_outputs = [f"layer.{i}.ffn_norm.negated.matmul" for i in range(3)]
+    assert products == [*ffn_outputs[:2], *of_heads, ffn_outputs[2], "logits.matmul"]
 
 
 @pytest.mark.parametrize(("low", "high", "zero"), [(-1.0, 3.0, 64), (0.5, 5.1, 0)])

@@ -3,9 +3,9 @@
 No exporter and no pattern matching: every layer is written with onnxruntime's own fused operators, each with its own
 number of heads and neurons, so that a pruned model is fused as fully as a whole one. The fusions are those of
 onnxruntime's transformer optimizer (https://onnxruntime.ai/docs/performance/transformers-optimization.html), but for
-one: see `Graph.sum_norm`. Only the [CLS] row of the last layer reaches the classifier, so that layer computes its
-query, attention output and FFN for that one row, which is exact. Rows of equal length need no attention mask: their
-graph is written without one, which is exact too.
+one: see `Graph.sum_norm`. Only the [CLS] row of the last layer reaches the classifier, so that layer computes nothing
+for the others, which is exact. Rows of equal length need no attention mask: their graph is written without one, which
+is exact too.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,8 @@ from utils.export.fused_modernbert import write_modernbert
 from utils.export.graph import ACTIVATIONS, HIDDEN_ACTIVATIONS, IR_VERSION, MICROSOFT, OPSET, WORDS, Graph, NotFusable
 from utils.models.families import Family, family_of, head_size_of, layer_uses, takes_token_types
 from utils.system.errors import UserError
+
+PADDING_SCORE = 10_000.0  # what padding's scores are below the others', as in onnxruntime's own attention
 
 # A layer's entries in the table of families.
 LAYER_PARTS = (
@@ -74,8 +76,9 @@ def _write(graph: Graph, model: PreTrainedModel, masked: bool) -> None:
     mask = [graph.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)] if masked else []
     position_bias = _position_bias(graph, model, family) if family.position_bias else ""
     layers = layer_uses(model)
+    of_first = _first_of_attention if graph.shared_layer else _cls_attention
     for index, layer in enumerate(layers):
-        attend = _cls_attention if index == len(layers) - 1 else _attention
+        attend = of_first if index == len(layers) - 1 else _attention
         parts = {part: layer.get_submodule(getattr(family, part)) for part in LAYER_PARTS}
         bias = _own_bias(graph, position_bias, layer.get_submodule(family.self_attention), f"layer.{index}")
         x = _layer(graph, x, mask, bias, parts, attend, head_size_of(model), activation, f"layer.{index}")
@@ -190,7 +193,7 @@ def _layer(
         context, x = attend(graph, x, mask, position_bias, parts, head_size, f"{name}.attention")
         x = graph.skip_norm(context, output, x, norm, f"{name}.attention_norm")
     else:  # no head was kept
-        x = graph.first_row(x, name) if attend is _cls_attention else x
+        x = x if attend is _attention else graph.first_row(x, name)
         x = graph.sum_norm(x, graph.weight(-output.bias, f"{name}.no_attention"), norm, f"{name}.attention_norm")
     hidden = graph.linear(x, parts["ffn_input"].weight, parts["ffn_input"].bias, f"{name}.ffn_input")
     operator, domain = ACTIVATIONS[activation]
@@ -204,7 +207,7 @@ def _attention(
     """Self-attention of every row; returns the context and the rows, both [batch, sequence, ...]."""
     projections = [parts[part] for part in ("query", "key", "value")]
     width = projections[0].out_features
-    weight, bias = _joined(projections)
+    weight, bias = (torch.cat([getattr(one, part) for one in projections]) for part in ("weight", "bias"))
     inputs = [
         x,
         graph.weight(weight.T, f"{name}.weight"),
@@ -217,35 +220,63 @@ def _attention(
     return context, x
 
 
-def _joined(linears: list[nn.Module]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight [outputs, inputs] and bias [outputs] of several Linear modules as of one."""
-    return torch.cat([linear.weight for linear in linears]), torch.cat([linear.bias for linear in linears])
-
-
 def _cls_attention(
     graph: Graph, x: str, mask: list[str], position_bias: str, parts: dict[str, nn.Module], head_size: int, name: str
 ) -> tuple[str, str]:
-    """Attention of the first row to all rows; returns the context and the row, both [batch, 1, ...]."""
-    query, key, value = projections = [parts[part] for part in ("query", "key", "value")]
-    row = graph.first_row(x, name)
-    if graph.shared_layer:  # all rows' queries too, by the weights that are there already
-        weight, bias = _joined(projections)
-        product = graph.node("MatMul", [x, graph.weight(weight.T, f"{name}.weight")], f"{name}.projected.matmul")
-        projected = graph.node("Add", [product, graph.weight(bias, f"{name}.bias")], f"{name}.projected")
-        split = graph.node("Split", [projected], f"{name}.split", outputs=3, axis=2)
-        queries, keys, values = graph.first_row(split, f"{name}.query"), f"{split}.1", f"{split}.2"
-    else:
-        queries = graph.linear(row, query.weight, query.bias, f"{name}.query")
-        projected = graph.linear(x, *_joined([key, value]), f"{name}.key_value")
-        keys = graph.node("Split", [projected], f"{name}.split", outputs=2, axis=2)
-        values = f"{keys}.1"
-    inputs = [queries, keys, values] + ["", *mask] * bool(mask)
+    """Attention of the first row to all rows; returns the context and the row, both [batch, 1, ...].
+
+    Exact, and without any row's key or value: a head's scores q (x K)^T are (q K^T) x^T, its context s (x V) is
+    (s x) V, which takes a fifteenth of the multiply-adds or less (DeepSeek-V2, arXiv 2405.04434, section 2.1.2, absorbs
+    projections so). The keys' bias adds the same to all of a head's scores, which the softmax does not see; the shares
+    sum to 1, so the values' bias is added whole.
+    """
+    query, key, value = (parts[part] for part in ("query", "key", "value"))
+    num_heads, scale, row = query.out_features // head_size, head_size**-0.5, graph.first_row(x, name)
+    queries = graph.linear(row, scale * query.weight, scale * query.bias, f"{name}.query")
+    sizes = graph.weight(np.array([0, num_heads, head_size]), f"{name}.query_sizes")
+    queries = graph.node("Reshape", [queries, sizes], f"{name}.queries")
+    keys = key.weight.unflatten(0, (num_heads, head_size))
+    asked = _by_head(graph, queries, keys, f"{name}.asked")  # [batch, heads, hidden]
+    scores = graph.node("FusedMatMul", [asked, x], f"{name}.scores", MICROSOFT, transB=1)  # [batch, heads, sequence]
+    for bias in _score_biases(graph, mask, position_bias, name):
+        scores = graph.node("Add", [scores, bias], f"{bias}.added")
+    shares = graph.node("Softmax", [scores], f"{name}.shares", axis=-1)
+    mixed = graph.node("MatMul", [shares, x], f"{name}.mixed")  # [batch, heads, hidden]
+    values = value.weight.unflatten(0, (num_heads, head_size)).transpose(1, 2)
+    context = _by_head(graph, mixed, values, f"{name}.contexts")
+    sizes = graph.weight(np.array([0, 1, value.out_features]), f"{name}.sizes")
+    context = graph.node("Reshape", [context, sizes], f"{name}.context")
+    return graph.node("Add", [context, graph.weight(value.bias, f"{name}.value_bias")], name), row
+
+
+def _by_head(graph: Graph, x: str, weight: torch.Tensor, name: str) -> str:
+    """Each head's vector of every text, [batch, heads, in], times the head's own weight [heads, in, out]."""
+    x = graph.node("Transpose", [x], f"{name}.by_head", perm=[1, 0, 2])  # one product a head, whatever the batch
+    product = graph.node("MatMul", [x, graph.weight(weight, f"{name}.weight")], f"{name}.matmul")
+    return graph.node("Transpose", [product], name, perm=[1, 0, 2])
+
+
+def _score_biases(graph: Graph, mask: list[str], position_bias: str, name: str) -> list[str]:
+    """What is added to the first row's scores, [batch, heads, sequence] or of a size 1."""
+    biases = []
+    axes = [graph.weight(np.array([i]), f"{name}.axis_{i}") for i in range(3)] if mask or position_bias else []
+    if mask:
+        is_token = graph.node("Cast", mask, f"{name}.is_token", to=TensorProto.FLOAT)
+        less = graph.node("Sub", [is_token, graph.weight(np.float32(1), f"{name}.one")], f"{name}.is_padding")
+        bias = graph.node("Mul", [less, graph.weight(np.float32(PADDING_SCORE), f"{name}.far")], f"{name}.padding")
+        biases.append(graph.node("Unsqueeze", [bias, axes[1]], f"{name}.padding_bias"))
     if position_bias:
-        bounds = [graph.weight(np.array([i]), f"{name}.bias_{part}") for i, part in enumerate(("start", "end", "axis"))]
-        row_bias = graph.node("Slice", [position_bias, *bounds], f"{name}.bias_row")
-        inputs = [*inputs[:3], "", *(mask or [""]), row_bias]
-    num_heads = query.out_features // head_size
-    return graph.node("MultiHeadAttention", inputs, name, MICROSOFT, num_heads=num_heads), row
+        row = graph.node("Slice", [position_bias, *axes], f"{name}.bias_row")  # from 0 to 1 of axis 2
+        biases.append(graph.node("Squeeze", [row, axes[2]], f"{name}.position_bias"))
+    return biases
+
+
+def _first_of_attention(
+    graph: Graph, x: str, mask: list[str], position_bias: str, parts: dict[str, nn.Module], head_size: int, name: str
+) -> tuple[str, str]:
+    """As `_cls_attention`, by the weights that all rows were attended with in earlier uses of the same layer."""
+    context, x = _attention(graph, x, mask, position_bias, parts, head_size, name)
+    return graph.first_row(context, f"{name}.context"), graph.first_row(x, name)
 
 
 def _head(graph: Graph, model: PreTrainedModel, family: Family, x: str) -> None:

@@ -152,8 +152,9 @@ class _Writer:
 
     def matmul(self, node: onnx.NodeProto) -> None:
         """An int8 product, with the bias that is added to it, if any."""
-        # DeBERTa also multiplies states with states.
-        is_weight = node.input[1] in self.weights or node.input[1] in self.int8_weights
+        # Others multiply states with states, or are those of one row's heads, which are small.
+        weight = node.input[1]
+        is_weight = weight in self.int8_weights or (weight in self.weights and len(self.weights[weight].dims) == 2)
         if not is_weight or node.name.endswith(ALWAYS_FP32 + self.recipe.fp32_parts):
             return self.copy(node)
         addition = self.biases.get(node.output[0])
