@@ -23,7 +23,7 @@ from utils.models.modeling_pruned import after_context
 
 @contextmanager
 def first_token_only(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, `model` computes queries, attention output and FFN of its last layer for the first token only.
+    """Within it, `model` computes its last layer for the first token only.
 
     Logits and gradients stay the same, and a sixth of a 6-layer model's work, a third of a 3-layer one's, is not done.
     Not for losses that look at the last layer's states of all tokens. A model of an unknown family stays as it is, and
@@ -47,6 +47,10 @@ class _Parts(NamedTuple):
     def heads(self, projected: torch.Tensor) -> torch.Tensor:
         """[batch, length, heads x head size] to [batch, heads, length, head size]."""
         return projected.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+
+    def of_heads(self, linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+        """A Linear's weight [heads, head size, in] and its bias [heads, head size]."""
+        return linear.weight.unflatten(0, (-1, self.head_size)), linear.bias.unflatten(0, (-1, self.head_size))
 
 
 @contextmanager
@@ -92,21 +96,27 @@ def _attend(
     position_bias: torch.Tensor | None = None,
     **_: object,
 ) -> tuple:
-    """Attention of the first token's states [batch, 1, hidden] to all states [batch, length, hidden]."""
+    """Attention of the first token's states [batch, 1, hidden] to all states [batch, length, hidden].
+
+    No other token's key or value is computed: as in `utils.export.fused`, their projections are taken to the first
+    token's queries and context.
+    """
     attention = parts.attention
     dropout = getattr(attention, "attention_dropout", getattr(attention, "dropout", nn.Dropout(0.0)))
-    mask = None if attention_mask is None else attention_mask[..., :1, :]
+    queries = parts.query(first)[:, 0].unflatten(-1, (-1, parts.head_size))  # [batch, heads, head size]
+    key, key_bias = parts.of_heads(parts.key)
+    scores = torch.einsum("bhd,hdm->bhm", queries, key) @ states.transpose(1, 2)  # [batch, heads, length]
+    scores = parts.head_size**-0.5 * (scores + (queries * key_bias).sum(-1, keepdim=True))
     if position_bias is not None:  # MPNet's
         bias = position_bias[:, attention.heads] if hasattr(attention, "heads") else position_bias
-        mask = bias[..., :1, :] if mask is None else bias[..., :1, :] + mask
-    context = F.scaled_dot_product_attention(
-        parts.heads(parts.query(first)),
-        parts.heads(parts.key(states)),
-        parts.heads(parts.value(states)),
-        attn_mask=mask,
-        dropout_p=dropout.p if attention.training else 0.0,
-    )
-    return after_context(attention, context.transpose(1, 2).flatten(2), first), None
+        scores = scores + bias[..., 0, :]
+    if attention_mask is not None:
+        mask = attention_mask[..., 0, :]
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    shares = F.dropout(scores.softmax(-1, dtype=torch.float32), dropout.p, attention.training).to(states.dtype)
+    value, value_bias = parts.of_heads(parts.value)
+    context = torch.einsum("bhm,hdm->bhd", shares @ states, value) + shares.sum(-1, keepdim=True) * value_bias
+    return after_context(attention, context.flatten(1)[:, None], first), None
 
 
 def _attend_rotated(
