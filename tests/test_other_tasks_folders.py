@@ -71,7 +71,8 @@ def test_lines_of_predict(script, steps, task, folders, capsys):
     for form in ("tsv", "jsonl"):
         assert run_predict(folders[0], form, steps) == 0
         lines[form] = capsys.readouterr().out.splitlines()
-    predictions = Predictor(folders[0], 1).predict_batch(["good cast", "bad film", "a plot"])
+    predictor = Predictor(folders[0], 1)
+    predictions = [predictor.predict(text) for text in ("good cast", "bad film", "a plot")]  # alone, as lines are
     for tsv, line, prediction in zip(lines["tsv"], lines["jsonl"], predictions, strict=True):
         if task == SCORES:
             assert tsv == f"{prediction.score:.6f}" and json.loads(line) == {"score": prediction.score}
