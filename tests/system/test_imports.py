@@ -61,6 +61,12 @@ print(json.dumps({"before": before, "after": state(), "modules": sorted(sys.modu
     assert own == {"utils", *(f"utils.predictor{part}" for part in parts)}
 
 
+def test_a_cascade_needs_no_pytorch():
+    """Nor transformers, which together take most of a script's start."""
+    modules = run("import cascade; print(json.dumps(sorted(sys.modules)))")
+    assert "utils.measuring.thresholds" in modules and not {"torch", "transformers", "datasets"}.intersection(modules)
+
+
 def test_no_module_of_the_library_changes_anything():
     paths = [path.relative_to(ROOT).with_suffix("") for path in ROOT.glob("utils/**/*.py")]
     modules = sorted({".".join(path.parts).removesuffix(".__init__") for path in paths} - OF_SCRIPTS)

@@ -48,8 +48,8 @@ def check_cascade_dirs(paths: Sequence[str | Path], stages: list[str], flag: str
     Raises:
         UserError: naming `flag`.
     """
-    targets = [Path(path).resolve() for path in paths]
-    for number, (path, target) in enumerate(zip(paths, targets, strict=True)):
+    for number, path in enumerate(paths):
+        target = Path(path).resolve()
         others = [("stage", stage) for stage in stages] + [("cascade", other) for other in paths[:number]]
         for kind, other in others:
             source = Path(other).resolve()
