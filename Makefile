@@ -61,6 +61,9 @@ ifeq ($(TASK),multi_label)
 MEASURE = --measure=mean_average_precision
 TUNE = --tune_thresholds
 endif
+ifeq ($(filter-out single_label,$(TASK)),)
+CALIBRATE = --calibrate
+endif
 DISTILL = fastformers.py $(COMMON) \
 	--teacher_bert_model_name_or_path=$(RUN)/teacher --teacher_model_path=$(RUN)/teacher.pt
 # What pruning leaves of the student, in two sizes, and for how many epochs each is distilled once more. Where there are
@@ -217,7 +220,7 @@ $(RUN)/pruned-%.done: $(RUN)/cut-%.done
 
 $(RUN)/int8-%.done: $(RUN)/%.done
 	$(PYTHON) quantize.py $(COMMON) --bert_output_dir=$(RUN)/$* --model_path=$(RUN)/$*.pt \
-		--output_dir=$(RUN)/models/$* $(TUNE)
+		--output_dir=$(RUN)/models/$* $(CALIBRATE) $(TUNE)
 	@touch $@
 
 # The smallest model, which asks larger ones where it is not sure. Served by processes of one thread, so measured so.

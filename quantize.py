@@ -12,8 +12,8 @@ fp32's. Where none is accurate enough, fp32 is written. For other tasks than one
 correlation takes the place of accuracy, and --max_metric_drop says how much of it may be lost.
 
 The table also says how far the probabilities can be trusted (expected calibration error and Brier score, of valid, less
-is better) and how many of the answers are others than fp32's. --calibrate divides the logits by a temperature that
-makes the probabilities fit valid best; answers stay as they are.
+is better) and how many of the answers are others than fp32's. --calibrate multiplies each text's logits by a number
+that grows with the distance of the two largest, so that the probabilities fit valid best; answers stay as they are.
 
 --tune_thresholds chooses, for a model that gives a text any number of labels, the probability above which each is
 given, by its F1 on valid; --output_dir then keeps them. Without it a label is given above 0.5.
@@ -48,7 +48,7 @@ from utils.arguments import (
     script_parser,
 )
 from utils.data.tables import Data, collate, columns_of, load_data, row_labels, single_rows
-from utils.export.calibrated import divide_logits
+from utils.export.calibrated import scale_logits
 from utils.export.fused import build_graph
 from utils.export.graph import NotFusable
 from utils.export.int8 import WEIGHT_BITS, calibrate, candidates_for, detect_cpu, quantize_int8
@@ -56,7 +56,7 @@ from utils.export.model_dir import write_model_dir
 from utils.export.plain import Graphs, export_plain, open_graph, quantize_plain, to_fp16
 from utils.export.runtime import check_model_dir
 from utils.export.verify import comparison_batches, largest_difference, pytorch_logits
-from utils.measuring.calibration import brier_score, expected_calibration_error, fit_temperature
+from utils.measuring.calibration import brier_score, expected_calibration_error, fit_logit_scale
 from utils.measuring.timing import aligned_table, evenly_spaced, timed_in_turns
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import fingerprint, load_model
@@ -90,7 +90,7 @@ class VersionResult(NamedTuple):
     calibration_error: float | None = None  # expected calibration error on valid, where a text has one label
     brier: float | None = None  # Brier score on valid, likewise
     flips: int | None = None  # rows of valid whose answer is not fp32's
-    temperature: float = 1.0  # by which the logits should be divided
+    logit_scale: tuple[float, float] = (1.0, 0.0)  # what logits are to be multiplied by, as of `fit_logit_scale`
     thresholds: np.ndarray | None = None  # the probability above which each label is given, where they are tuned
 
 
@@ -141,7 +141,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument(
         "--calibrate",
         action="store_true",
-        help="divide the logits by a temperature that is fitted on valid.txt; without it, they are PyTorch's",
+        help="scale each text's logits so that probabilities fit valid.txt; without it, logits are PyTorch's",
     )
     add_resume_options(parser, training=False)
     return parser.parse_args()
@@ -260,7 +260,7 @@ def quality(logits: np.ndarray, fp32_logits: np.ndarray, data: Data, tune_thresh
         "calibration_error": expected_calibration_error(logits, true),
         "brier": brier_score(logits, true),
         "flips": int((logits.argmax(-1) != fp32_logits.argmax(-1)).sum()),
-        "temperature": fit_temperature(logits, true),
+        "logit_scale": fit_logit_scale(logits, true),
     }
 
 
@@ -275,9 +275,9 @@ def choose(results: dict[str, VersionResult], max_accuracy_drop: float) -> str:
     return min(small, key=lambda name: fast[name].drift)
 
 
-def calibrated(graphs: Graphs, temperature: float) -> Graphs:
-    """A version of the model whose logits are divided by a temperature."""
-    return {file: divide_logits(graph, temperature) for file, graph in graphs.items()}
+def calibrated(graphs: Graphs, logit_scale: tuple[float, float]) -> Graphs:
+    """A version of the model whose logits are scaled."""
+    return {file: scale_logits(graph, *logit_scale) for file, graph in graphs.items()}
 
 
 def table(results: dict[str, VersionResult], chosen: str, accuracy: str = "accuracy") -> str:
@@ -311,7 +311,7 @@ def folder_facts(
     if data.texts_a_row:
         facts["texts"] = data.texts_a_row
     if args.calibrate:
-        facts["temperature"] = result.temperature
+        facts["logit_scale"] = result.logit_scale
     if data.task == MULTI_LABEL:
         facts["label_separator"] = columns_of(data).separator
     if result.thresholds is not None:
@@ -361,10 +361,10 @@ def main() -> None:
     shown = table(results, chosen, NAMES[main_measure(config.task)])
     print(shown)
 
-    temperatures = {name: results[name if name in results else "fp32"].temperature for name in {"fp32", chosen, kind}}
     if args.calibrate:
-        versions |= {name: calibrated(versions[name], temperature) for name, temperature in temperatures.items()}
-        logger.info("[Calibrated] : logits of %s divided by %.4f, fitted on valid.txt", kind, temperatures[kind])
+        scales = {name: results[name if name in results else "fp32"].logit_scale for name in {"fp32", chosen, kind}}
+        versions |= {name: calibrated(versions[name], scale) for name, scale in scales.items()}
+        logger.info("[Calibrated] : logits of %s x (%.4f + %.4f x margin), fitted on valid.txt", kind, *scales[kind])
     for path, graph in [(args.onnx_path, versions["fp32"][GRAPH]), (args.quantized_onnx_path, versions[chosen][GRAPH])]:
         if path:
             with atomic_file(path) as temporary:

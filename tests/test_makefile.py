@@ -111,6 +111,7 @@ def test_a_larger_teacher_of_another_family(tmp_path):
             )
             assert ("config-mpnet-cls.json --data_dir=runs/tickets/teacher-data" in command) == is_teachers, command
             assert ("config-bert-cls.json --data_dir=data/tickets" in command) != is_teachers, command
+    assert all("--calibrate" in command for command in commands(done, "quantize.py"))
     distilled = commands(done, "fastformers.py")
     assert len(distilled) == 4  # 6 layers, half of them, and two shapes of these
     assert not any("--teacher_data_dir" in command for command in distilled)
@@ -174,6 +175,7 @@ def test_the_task_of_the_config(tmp_path):
         tuned = [*commands(done, "quantize.py"), *commands(done, "report.py")]
         assert len(tuned) == 4 + is_multi_label
         assert all(("--tune_thresholds" in line) == is_multi_label for line in tuned)
+        assert all("--calibrate" not in line for line in tuned)
         assert [f"--config={config}" in line for line in commands(done, "augment_data.py")] == [True]
         (report,) = commands(done, "report.py")
         assert len(commands(done, "cascade.py")) == cascades

@@ -17,6 +17,7 @@ from quantize import VersionResult, choose
 from utils.export.graph import WORDS
 from utils.export.int8 import CANDIDATES
 from utils.measuring import timing
+from utils.measuring.calibration import scaled_logits
 from utils.measuring.engines import run_session
 from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_model, model_inputs
@@ -25,7 +26,7 @@ from utils.predictor.model import Predictor, load_session
 
 
 def result(accuracy: float, p50: float, drift: float = 0.0, megabytes: float = 1.0) -> VersionResult:
-    return VersionResult(accuracy, p50, drift, megabytes, 0.1, 0.2, 0, 1.0)
+    return VersionResult(accuracy, p50, drift, megabytes, 0.1, 0.2, 0, (1.0, 0.0))
 
 
 def test_choice():
@@ -140,8 +141,11 @@ def test_weights_are_as_wide_as_the_target_cpu_can_add(trained, monkeypatch, tar
 
 
 @pytest.mark.parametrize("kind", ["--fp32", "--fp16", "--max_accuracy_drop=1"])
-def test_calibrate_divides_the_logits_of_all_graphs(trained, monkeypatch, kind):
-    """By the temperature that fits valid best: of the logits without it, to the last digits."""
+@pytest.mark.parametrize("of_margin", [0.0, 0.3])
+def test_calibrate_scales_the_logits_of_all_graphs(trained, monkeypatch, kind, of_margin):
+    """By what fits valid best, or by that and a number that grows with the margin; answers stay."""
+    fit = quantize.fit_logit_scale
+    monkeypatch.setattr("quantize.fit_logit_scale", lambda *valid: (fit(*valid)[0], of_margin))
     monkeypatch.setattr("quantize.candidates_for", lambda graph: {"int8": CANDIDATES["dynamic, per channel"]})
     monkeypatch.setattr("quantize.choose", lambda results, max_accuracy_drop: list(results)[-1])
     outputs = {}
@@ -153,12 +157,13 @@ def test_calibrate_divides_the_logits_of_all_graphs(trained, monkeypatch, kind):
         batch = {"input_ids": np.array([[1, 5, 9, 14, 3]]), "token_type_ids": np.zeros((1, 5), dtype=np.int64)}
         batch["attention_mask"] = np.ones_like(batch["input_ids"])
         outputs[name] = [run_session(load_session(graph, 1), batch) for graph in graphs]
-    temperature = json.loads((trained.folder / "calibrated/config.json").read_text())["fastformers"]["temperature"]
-    assert abs(temperature - 1) > 0.02 and f"divided by {temperature:.4f}, fitted on valid" in stderr
-    for plain, divided in zip(outputs["plain"][:2], outputs["calibrated"][:2], strict=True):
-        assert divided == pytest.approx(plain / temperature, rel=1e-2 if kind == "--fp16" else 1e-5)
-    for plain, divided in zip(outputs["plain"][2:], outputs["calibrated"][2:], strict=True):
-        assert np.abs(divided - plain).max() > 1e-3 and (divided.argmax() == plain.argmax())
+    scale = json.loads((trained.folder / "calibrated/config.json").read_text())["fastformers"]["logit_scale"]
+    assert abs(scale[0] - 1) > 0.02 and scale[1] == of_margin
+    assert f"x ({scale[0]:.4f} + {of_margin:.4f} x margin), fitted on valid" in stderr
+    for plain, scaled in zip(outputs["plain"][:2], outputs["calibrated"][:2], strict=True):
+        assert scaled == pytest.approx(scaled_logits(plain, scale), rel=1e-2 if kind == "--fp16" else 1e-5)
+    for plain, scaled in zip(outputs["plain"][2:], outputs["calibrated"][2:], strict=True):
+        assert np.abs(scaled - plain).max() > 1e-3 and (scaled.argmax() == plain.argmax())
 
 
 def test_the_table_says_what_int8_does_to_probabilities(trained, monkeypatch):

@@ -1,4 +1,4 @@
-"""Temperature, calibration error and Brier score, against values by hand and a plain search."""
+"""Temperature, scale, calibration error and Brier score, against values by hand and a plain search."""
 
 import numpy as np
 import pytest
@@ -9,17 +9,23 @@ from utils.measuring.calibration import (
     cascade_logits,
     cascade_weights,
     expected_calibration_error,
+    fit_logit_scale,
     fit_temperature,
     pooled_probabilities,
+    scaled_logits,
 )
 from utils.predictor.model import softmax
 
 
-def drawn(temperature: float, num_labels: int = 3, count: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
-    """Logits, and labels drawn with the probabilities of the logits divided by a temperature."""
+def drawn(
+    temperature: float, num_labels: int = 3, count: int = 20_000, of_margin: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and labels drawn with their probabilities after a temperature, and a scale that grows with the margin."""
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 3, (count, num_labels))
-    shares = softmax(logits / temperature).cumsum(1)
+    ordered = np.sort(logits, axis=1)
+    scale = 1 / temperature + of_margin * (ordered[:, -1:] - ordered[:, -2:-1])
+    shares = softmax(logits * scale).cumsum(1)
     return logits, (generator.random((count, 1)) > shares).sum(1)
 
 
@@ -44,6 +50,42 @@ def test_where_all_is_right_the_temperature_stays_finite():
     logits = np.eye(2)[[0, 1, 0, 1]].astype(np.float32)
     assert 0.01 < fit_temperature(logits, np.array([0, 1, 0, 1])) < 1
     assert 1 < fit_temperature(logits, np.array([1, 0, 1, 0])) < 100
+
+
+@pytest.mark.parametrize("num_labels", [2, 5])
+def test_the_scale_is_found_again(num_labels):
+    """One temperature cannot mend what grows with the margin."""
+    logits, true = drawn(4.0, num_labels, of_margin=0.1)
+    scale = fit_logit_scale(logits, true)
+    assert scale == pytest.approx((0.25, 0.1), rel=0.15)
+    scaled, divided = scaled_logits(logits, scale), logits / fit_temperature(logits, true)
+    assert expected_calibration_error(scaled, true) < 0.01 < 0.02 < expected_calibration_error(divided, true)
+    np.testing.assert_array_equal(np.argsort(scaled, axis=1), np.argsort(logits, axis=1))
+
+
+def test_where_one_temperature_suffices_the_scale_is_constant():
+    """Of most samples; by chance a few seem to need more."""
+    logits, true = drawn(1.7, 2)
+    parts = [slice(start, start + 500) for start in range(0, 20_000, 500)]
+    scales = [fit_logit_scale(logits[part], true[part]) for part in parts]
+    constant = [
+        scale == (1 / fit_temperature(logits[part], true[part]), 0.0) for scale, part in zip(scales, parts, strict=True)
+    ]
+    assert 30 < sum(constant) < 40
+
+
+def test_a_scale_that_would_shrink_with_the_margin_is_constant():
+    """It could change answers."""
+    logits, true = drawn(1.0, 3, of_margin=-0.08)
+    constant, of_margin = fit_logit_scale(logits, true)
+    assert constant > 0 and of_margin == 0
+
+
+def test_where_all_is_right_or_wrong_the_scale_stays_finite():
+    logits = np.eye(2)[[0, 1, 0, 1]].astype(np.float32)
+    for true in (np.array([0, 1, 0, 1]), np.array([1, 0, 1, 0])):
+        constant, of_margin = fit_logit_scale(logits, true)
+        assert 0.01 < constant < 100 and 0 <= of_margin < 100
 
 
 def loss(probabilities: np.ndarray, true: np.ndarray) -> float:

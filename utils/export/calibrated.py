@@ -1,34 +1,51 @@
-"""A temperature inside an ONNX graph, so that whatever runs it gives calibrated logits."""
+"""The scale of calibrated logits inside an ONNX graph, so that whatever runs it gives calibrated probabilities."""
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from onnx.helper import make_node
 
 LAST_LAYER = ("logits.weight", "logits.bias")  # of `utils.export.fused`, fp32 in its int8 versions too
 OUTPUT = "logits"
+UNSCALED = f"{OUTPUT}.unscaled"
 
 
-def divide_logits(model: onnx.ModelProto, temperature: float) -> onnx.ModelProto:
-    """A copy of a graph that gives its logits divided by `temperature`.
+def scale_logits(model: onnx.ModelProto, constant: float, of_margin: float = 0.0) -> onnx.ModelProto:
+    """A copy of a graph that gives its logits multiplied by `constant` + `of_margin` x the row's margin.
 
-    The last layer's weight and bias are divided where they are plain fp32 weights, which costs nothing; else a division
-    follows it.
+    The margin is the distance of a row's two largest logits. Where `of_margin` is 0, the last layer's weight and bias
+    are multiplied if they are plain fp32 weights, which costs nothing; else operators follow it.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     weights = {tensor.name: tensor for tensor in result.graph.initializer}
-    if all(name in weights and weights[name].data_type == onnx.TensorProto.FLOAT for name in LAST_LAYER):
+    if not of_margin and all(
+        name in weights and weights[name].data_type == onnx.TensorProto.FLOAT for name in LAST_LAYER
+    ):
         for name in LAST_LAYER:
             array = numpy_helper.to_array(weights[name])
-            weights[name].CopyFrom(numpy_helper.from_array((array / temperature).astype(np.float32), name))
+            weights[name].CopyFrom(numpy_helper.from_array((array * constant).astype(np.float32), name))
         return result
     (last,) = [node for node in result.graph.node if OUTPUT in node.output]
-    undivided = f"{OUTPUT}.undivided"
-    last.output[list(last.output).index(OUTPUT)] = undivided
+    last.output[list(last.output).index(OUTPUT)] = UNSCALED
     result.graph.initializer.append(
-        numpy_helper.from_array(np.array(temperature, dtype=np.float32), f"{OUTPUT}.divisor")
+        numpy_helper.from_array(np.array([constant], dtype=np.float32), f"{OUTPUT}.constant")
     )
-    result.graph.node.append(
-        onnx.helper.make_node("Div", [undivided, f"{OUTPUT}.divisor"], [OUTPUT], name=f"{OUTPUT}.div")
-    )
+    result.graph.node.extend(_by_margin(result.graph, of_margin) if of_margin else _by_constant())
     return result
+
+
+def _by_constant() -> list[onnx.NodeProto]:
+    return [make_node("Mul", [UNSCALED, f"{OUTPUT}.constant"], [OUTPUT], name=f"{OUTPUT}.mul")]
+
+
+def _by_margin(graph: onnx.GraphProto, of_margin: float) -> list[onnx.NodeProto]:
+    """The scale is a product of the two largest logits [rows, 2] with weights [2, 1]."""
+    two, weights, largest, scale = (f"{OUTPUT}.{name}" for name in ("two", "of_largest", "largest", "scale"))
+    graph.initializer.append(numpy_helper.from_array(np.array([2]), two))
+    graph.initializer.append(numpy_helper.from_array(np.array([[of_margin], [-of_margin]], np.float32), weights))
+    return [
+        make_node("TopK", [UNSCALED, two], [largest, f"{largest}.indices"], name=f"{OUTPUT}.topk"),
+        make_node("Gemm", [largest, weights, f"{OUTPUT}.constant"], [scale], name=f"{OUTPUT}.gemm"),
+        make_node("Mul", [UNSCALED, scale], [OUTPUT], name=f"{OUTPUT}.mul"),
+    ]
