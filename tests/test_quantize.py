@@ -160,6 +160,11 @@ def test_calibrate_scales_the_logits_of_all_graphs(trained, monkeypatch, kind, o
     scale = json.loads((trained.folder / "calibrated/config.json").read_text())["fastformers"]["logit_scale"]
     assert abs(scale[0] - 1) > 0.02 and scale[1] == of_margin
     assert f"x ({scale[0]:.4f} + {of_margin:.4f} x margin), fitted on valid" in stderr
+    said = [
+        f"by {scale[0]:.4f} + {of_margin:.4f} x" in (trained.folder / name / "README.md").read_text()
+        for name in outputs
+    ]
+    assert said == [False, True]
     for plain, scaled in zip(outputs["plain"][:2], outputs["calibrated"][:2], strict=True):
         assert scaled == pytest.approx(scaled_logits(plain, scale), rel=1e-2 if kind == "--fp16" else 1e-5)
     for plain, scaled in zip(outputs["plain"][2:], outputs["calibrated"][2:], strict=True):

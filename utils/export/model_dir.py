@@ -38,8 +38,12 @@ By `quantize.py`, which measured these versions on valid.txt, one row at a time,
 ```
 {table}
 ```
-"""
+{scaled}"""
 
+SCALED = """
+The graphs here multiply a text's logits by {:.4f} + {:.4f} x the distance of its two largest, so that probabilities fit
+valid.txt. The table's ECE and Brier score are of before.
+"""
 
 # What a card calls a model and says of its logits, by transformers' problem_type.
 TASK_WORDS = {
@@ -65,7 +69,7 @@ def write_model_dir(
 
     Args:
         graphs: `GRAPH` and, where rows without padding have a graph of their own, `UNPADDED_GRAPH`.
-        origin: how it was made: `n_ctx`, `version`, `machine`; goes into config.json.
+        origin: how it was made: `n_ctx`, `version`, `machine`, and `logit_scale` if calibrated; goes into config.json.
         table: the versions that were measured; goes into README.md.
         single_file: write `GRAPH` alone, with its weights in it.
     """
@@ -94,6 +98,7 @@ def write_model_dir(
             n_ctx=origin["n_ctx"],
             version=origin["version"],
             table=table,
+            scaled=SCALED.format(*origin["logit_scale"]) if "logit_scale" in origin else "",
             machine=", ".join(f"{key} {value}" for key, value in origin["machine"].items()),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
