@@ -25,7 +25,7 @@ are these scores.
 Of lines on standard input, the package predictor in the model folder does the same without this project.
 """
 
-import utils.system.interrupts  # isort: skip  # noqa: F401
+import utils.system.startup  # isort: skip  # noqa: F401
 
 import argparse
 from pathlib import Path

@@ -7,7 +7,7 @@ import sys
 from conftest import ROOT
 
 # What scripts import, which are programs of their own.
-OF_SCRIPTS = {"utils.system.cli", "utils.system.environment", "utils.system.interrupts", "utils.arguments"}
+OF_SCRIPTS = {"utils.system.cli", "utils.system.environment", "utils.system.startup", "utils.arguments"}
 # What they need, which is imported first: libraries may do as they like.
 LIBRARIES = (
     "torch torch.ao.quantization accelerate datasets transformers.modeling_utils onnx onnxruntime "
@@ -16,12 +16,13 @@ LIBRARIES = (
 )
 
 STATE = """
-import importlib, json, logging, os, signal, sys, threading, warnings
+import gc, importlib, json, logging, os, signal, sys, threading, warnings
 
 def state():
     found = {
         "excepthooks": [sys.excepthook is sys.__excepthook__, sys.unraisablehook is sys.__unraisablehook__],
         "signals": [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())],
+        "gc": [gc.isenabled(), gc.get_threshold()],
         "threads": threading.active_count(), "environment": dict(os.environ), "path": sys.path, "folder": os.getcwd(),
         "warnings": [str(entry) for entry in warnings.filters],
         "logging": [(logger.name, logger.level, len(logger.handlers), logger.disabled)

@@ -3,8 +3,10 @@
 For scripts alone: importing it changes what Ctrl-C does. Modules that a program imports use `utils.system.errors`.
 """
 
-import utils.system.interrupts  # isort: skip  # noqa: F401
+import utils.system.startup  # isort: skip  # noqa: F401
 
+import atexit
+import gc
 import logging
 import os
 import signal
@@ -14,6 +16,7 @@ from types import FrameType
 
 from utils.system.errors import FULL_DISK, UserError
 from utils.system.signals import Terminated
+from utils.system.startup import GC_THRESHOLDS
 
 LIBRARIES = ("httpx", "httpx2", "datasets", "filelock", "accelerate", "torch", "huggingface_hub")
 
@@ -31,6 +34,8 @@ def run_script(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.set_threshold(*GC_THRESHOLDS)
+    atexit.register(gc.freeze)  # or Python would search all that libraries hold once more at its end, for a second
     script = os.path.basename(sys.argv[0])
     try:
         main()

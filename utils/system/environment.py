@@ -1,6 +1,6 @@
 """Import this before transformers and datasets: they import huggingface_hub, which crashes on a wrong variable."""
 
-import utils.system.interrupts  # isort: skip  # noqa: F401
+import utils.system.startup  # isort: skip  # noqa: F401
 
 import os
 import sys
