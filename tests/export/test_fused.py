@@ -98,6 +98,14 @@ def test_albert_holds_the_weights_of_its_one_layer_once():
     assert sizes[0] == sizes[2] and sizes[1] == sizes[3] < sizes[0] / 2
 
 
+@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
+def test_recipes_without_an_erf(activation):
+    """Those that differ in GELU's approximation alone are measured once."""
+    recipes = candidates_for(build_graph(tiny_model("bert", hidden_act=activation)))
+    assert len(recipes) == len(set(recipes.values())) == len(CANDIDATES) - 1
+    assert not any("GELU" in name or recipe.tanh_gelu for name, recipe in recipes.items())
+
+
 def test_mpnets_position_bias_is_made_once(tmp_path):
     """And reaches as far as the positions do, whichever heads a layer has."""
     model = tiny_model("mpnet", max_position_embeddings=302)

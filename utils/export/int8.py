@@ -54,14 +54,19 @@ CANDIDATES = {
 
 
 def candidates_for(model: onnx.ModelProto) -> dict[str, Recipe]:
-    """The recipes to measure for a fused graph: `CANDIDATES`, each once where no Attention operator can be fused."""
+    """The recipes to measure for a fused graph: `CANDIDATES`, each once where they differ in nothing that it has."""
     # QAttention takes no position bias, the sixth input.
-    if any(node.op_type == "Attention" and len(node.input) < 6 for node in model.graph.node):
-        return CANDIDATES
-    return {
-        name.replace(", fused attention", ""): replace(recipe, fused_attention=False)
-        for name, recipe in CANDIDATES.items()
-    }
+    attention = any(node.op_type == "Attention" and len(node.input) < 6 for node in model.graph.node)
+    gelu = any(node.op_type == "Gelu" for node in model.graph.node)
+    recipes = {}
+    for full_name, full_recipe in CANDIDATES.items():
+        name, recipe = full_name, full_recipe
+        if not attention:
+            name, recipe = name.replace(", fused attention", ""), replace(recipe, fused_attention=False)
+        if not gelu:
+            name, recipe = name.replace(", tanh GELU", ""), replace(recipe, tanh_gelu=False)
+        recipes[name] = recipe
+    return recipes
 
 
 def detect_cpu() -> str:
