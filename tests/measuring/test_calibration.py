@@ -55,12 +55,19 @@ def test_where_all_is_right_the_temperature_stays_finite():
 @pytest.mark.parametrize("num_labels", [2, 5])
 def test_the_scale_is_found_again(num_labels):
     """One temperature cannot mend what grows with the margin."""
-    logits, true = drawn(4.0, num_labels, of_margin=0.1)
+    logits, true = drawn(2.0, num_labels, of_margin=0.1)
     scale = fit_logit_scale(logits, true)
-    assert scale == pytest.approx((0.25, 0.1), rel=0.15)
+    assert scale == pytest.approx((0.5, 0.1), rel=0.15)
     scaled, divided = scaled_logits(logits, scale), logits / fit_temperature(logits, true)
-    assert expected_calibration_error(scaled, true) < 0.01 < 0.02 < expected_calibration_error(divided, true)
+    assert expected_calibration_error(scaled, true) < 0.01 < 0.015 < expected_calibration_error(divided, true)
     np.testing.assert_array_equal(np.argsort(scaled, axis=1), np.argsort(logits, axis=1))
+
+
+def test_small_margins_are_not_made_nothing_of():
+    """Where logits should grow with the margin alone."""
+    logits, true = drawn(1e9, 2, of_margin=0.3)
+    constant, of_margin = fit_logit_scale(logits, true)
+    assert constant == pytest.approx(0.5 / fit_temperature(logits, true)) and of_margin > 0
 
 
 def test_where_one_temperature_suffices_the_scale_is_constant():

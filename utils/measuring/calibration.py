@@ -41,7 +41,8 @@ def fit_logit_scale(logits: np.ndarray, true: np.ndarray) -> tuple[float, float]
     two largest logits mends both. It is a temperature that depends on the row (Tomani et al. 2022, Parameterized
     Temperature Scaling, arXiv 2102.12182), of two numbers in the place of a network, so that some hundred rows suffice.
     They maximize the likelihood of `true`. No answer changes, as no factor is below 0. The second is 0 where it would
-    not make other rows more likely, by the criterion of Akaike (1974): the first is then 1 / `fit_temperature`.
+    not make other rows more likely, by the criterion of Akaike (1974): the first is then 1 / `fit_temperature`, else no
+    less than half of that, as few rows say little of small margins.
 
     Args:
         logits: float [rows, labels], of two labels or more.
@@ -49,7 +50,7 @@ def fit_logit_scale(logits: np.ndarray, true: np.ndarray) -> tuple[float, float]
     """
     scores, temperature = logits.astype(np.float64), fit_temperature(logits, true)
     by_margin = scaled_logits(scores, (0.0, 1.0))
-    of_margin, constant = pool_weights(np.stack([by_margin, scores]), true, least_of_last=LEAST_SCALE).tolist()
+    of_margin, constant = pool_weights(np.stack([by_margin, scores]), true, least_of_last=0.5 / temperature).tolist()
     scaled = scaled_logits(scores, (constant, of_margin))
     gains = log_likelihood(scaled, true) - log_likelihood(scores / temperature, true)
     return (constant, of_margin) if gains.sum() > 1 else (1 / temperature, 0.0)
