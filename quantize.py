@@ -226,7 +226,7 @@ def int8_candidates(graphs: Graphs, data: Data, pad_token_id: int, bits: int, ca
 
 
 def measure_versions(
-    versions: dict[str, Graphs], data: Data, pad_token_id: int, cached: Cached, tune_thresholds: bool
+    versions: dict[str, Graphs], data: Data, pad_token_id: int, cached: Cached, tune_thresholds: bool, fit_scale: bool
 ) -> dict[str, VersionResult]:
     """Run every version, on this machine, over valid, one row at a time; the first one is fp32."""
     valid = data.splits["valid"]
@@ -235,7 +235,7 @@ def measure_versions(
     logits, milliseconds = timed_in_turns(engines, inputs, len(valid), cached=cached)
     return {
         name: VersionResult(
-            **quality(scores, logits[0], data, tune_thresholds),
+            **quality(scores, logits[0], data, tune_thresholds, fit_scale),
             p50=float(np.median(np.concatenate(latencies))),
             drift=float(np.abs(scores - logits[0]).mean()),
             megabytes=graphs[GRAPH].ByteSize() / 1e6,
@@ -244,7 +244,9 @@ def measure_versions(
     }
 
 
-def quality(logits: np.ndarray, fp32_logits: np.ndarray, data: Data, tune_thresholds: bool) -> dict[str, Any]:
+def quality(
+    logits: np.ndarray, fp32_logits: np.ndarray, data: Data, tune_thresholds: bool, fit_scale: bool
+) -> dict[str, Any]:
     """What a `VersionResult` says of a version's answers on valid; both logits are [rows, outputs]."""
     true, main = row_labels(data.splits["valid"]), main_measure(data.task)
     if data.task == REGRESSION:
@@ -260,7 +262,7 @@ def quality(logits: np.ndarray, fp32_logits: np.ndarray, data: Data, tune_thresh
         "calibration_error": expected_calibration_error(logits, true),
         "brier": brier_score(logits, true),
         "flips": int((logits.argmax(-1) != fp32_logits.argmax(-1)).sum()),
-        "logit_scale": fit_logit_scale(logits, true),
+        "logit_scale": fit_logit_scale(logits, true) if fit_scale else (1.0, 0.0),
     }
 
 
@@ -345,7 +347,7 @@ def main() -> None:
     if args.quantized_onnx_path or (args.output_dir and not args.fp32 and not args.fp16):
         bits = WEIGHT_BITS[detect_cpu() if args.target_cpu == "auto" else args.target_cpu]
         versions |= int8_candidates(fp32, data, pad_token_id, bits, cached)
-    results = measure_versions(versions, data, pad_token_id, cached, args.tune_thresholds)
+    results = measure_versions(versions, data, pad_token_id, cached, args.tune_thresholds, args.calibrate)
     chosen = choose(results, args.max_metric_drop if args.max_accuracy_drop is None else args.max_accuracy_drop)
     if chosen == "fp32" and len(versions) > 1:
         logger.warning("[int8] : no int8 version is both faster and accurate enough: fp32 takes its place")

@@ -69,30 +69,34 @@ def errors(logits: np.ndarray, true: np.ndarray) -> dict[str, float]:
 
 def measure_model(folder: str, args: argparse.Namespace) -> list[dict]:
     """A model's errors by rows and way."""
+    model = Predictor(folder)
     if "logit_scale" in json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["fastformers"]:
         raise UserError(f"{folder}: its logits are scaled already: give a folder of quantize.py without --calibrate")
-    model = Predictor(folder)
     (valid, true_valid), (test, true_test) = (
         split_logits(model, args.data_dir, split, text_columns(args)) for split in ("valid", "test")
     )
     both, true = np.concatenate([valid, test]).astype(np.float64), np.concatenate([true_valid, true_test])
-    found = []
-    for way, fit in WAYS.items():
-        of_test = scaled_logits(test.astype(np.float64), fit(valid, true_valid))
-        found.append({"rows": "test", "way": way} | errors(of_test, true_test))
-        found.append({"rows": "both", "way": way} | errors(scaled_by_others(both, true, fit), true))
-    return [{"model": Path(folder).name} | each for each in sorted(found, key=lambda each: each["rows"])]
+    scaled = [("both", way, scaled_by_others(both, true, fit), true) for way, fit in WAYS.items()]
+    scaled += [
+        ("test", way, scaled_logits(test.astype(np.float64), fit(valid, true_valid)), true_test)
+        for way, fit in WAYS.items()
+    ]
+    return [
+        {"model": Path(folder).name, "rows": rows, "way": way} | errors(logits, labels)
+        for rows, way, logits, labels in scaled
+    ]
 
 
 def main() -> None:
     args = parse_args()
-    found = [each for folder in args.models for each in measure_model(folder, args)]
-    targets = []
-    for name in (Path(folder).name for folder in args.models):
-        before, _, after = (
-            each["calibration_error"] for each in found if (each["model"], each["rows"]) == (name, "both")
+    found, targets = [], []
+    for folder in args.models:
+        of_model = measure_model(folder, args)
+        found += of_model
+        error = {each["way"]: each["calibration_error"] for each in of_model if each["rows"] == "both"}
+        targets.append(
+            at_most(f"{Path(folder).name}_calibration_error", error["scale"], max(error["as they are"] / 2, 0.02))
         )
-        targets.append(at_most(f"{name}_calibration_error", after, max(before / 2, 0.02)))
     write_results(
         "calibration.json", {"settings": {"data_dir": args.data_dir, "models": args.models}, "found": found}, targets
     )

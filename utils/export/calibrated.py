@@ -28,24 +28,19 @@ def scale_logits(model: onnx.ModelProto, constant: float, of_margin: float = 0.0
         return result
     (last,) = [node for node in result.graph.node if OUTPUT in node.output]
     last.output[list(last.output).index(OUTPUT)] = UNSCALED
-    result.graph.initializer.append(
-        numpy_helper.from_array(np.array([constant], dtype=np.float32), f"{OUTPUT}.constant")
-    )
-    result.graph.node.extend(_by_margin(result.graph, of_margin) if of_margin else _by_constant())
+    scale = f"{OUTPUT}.constant"
+    result.graph.initializer.append(numpy_helper.from_array(np.array([constant], dtype=np.float32), scale))
+    if of_margin:
+        scale = _add_margin(result.graph, scale, of_margin)
+    result.graph.node.append(make_node("Mul", [UNSCALED, scale], [OUTPUT], name=f"{OUTPUT}.mul"))
     return result
 
 
-def _by_constant() -> list[onnx.NodeProto]:
-    return [make_node("Mul", [UNSCALED, f"{OUTPUT}.constant"], [OUTPUT], name=f"{OUTPUT}.mul")]
-
-
-def _by_margin(graph: onnx.GraphProto, of_margin: float) -> list[onnx.NodeProto]:
-    """The scale is a product of the two largest logits [rows, 2] with weights [2, 1]."""
+def _add_margin(graph: onnx.GraphProto, constant: str, of_margin: float) -> str:
+    """The scale of each row, [rows, 1]: the constant, and a product of the two largest logits [rows, 2]."""
     two, weights, largest, scale = (f"{OUTPUT}.{name}" for name in ("two", "of_largest", "largest", "scale"))
     graph.initializer.append(numpy_helper.from_array(np.array([2]), two))
     graph.initializer.append(numpy_helper.from_array(np.array([[of_margin], [-of_margin]], np.float32), weights))
-    return [
-        make_node("TopK", [UNSCALED, two], [largest, f"{largest}.indices"], name=f"{OUTPUT}.topk"),
-        make_node("Gemm", [largest, weights, f"{OUTPUT}.constant"], [scale], name=f"{OUTPUT}.gemm"),
-        make_node("Mul", [UNSCALED, scale], [OUTPUT], name=f"{OUTPUT}.mul"),
-    ]
+    graph.node.append(make_node("TopK", [UNSCALED, two], [largest, f"{largest}.indices"], name=f"{OUTPUT}.topk"))
+    graph.node.append(make_node("Gemm", [largest, weights, constant], [scale], name=f"{OUTPUT}.gemm"))
+    return scale

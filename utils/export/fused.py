@@ -20,11 +20,19 @@ from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from utils.export.fused_deberta import write_deberta
 from utils.export.fused_modernbert import write_modernbert
-from utils.export.graph import ACTIVATIONS, HIDDEN_ACTIVATIONS, IR_VERSION, MICROSOFT, OPSET, WORDS, Graph, NotFusable
+from utils.export.graph import (
+    ACTIVATIONS,
+    FAR,
+    HIDDEN_ACTIVATIONS,
+    IR_VERSION,
+    MICROSOFT,
+    OPSET,
+    WORDS,
+    Graph,
+    NotFusable,
+)
 from utils.models.families import Family, family_of, head_size_of, layer_uses, takes_token_types
 from utils.system.errors import UserError
-
-PADDING_SCORE = 10_000.0  # what padding's scores are below the others', as in onnxruntime's own attention
 
 # A layer's entries in the table of families.
 LAYER_PARTS = (
@@ -263,7 +271,7 @@ def _score_biases(graph: Graph, mask: list[str], position_bias: str, name: str) 
     if mask:
         is_token = graph.node("Cast", mask, f"{name}.is_token", to=TensorProto.FLOAT)
         less = graph.node("Sub", [is_token, graph.weight(np.float32(1), f"{name}.one")], f"{name}.is_padding")
-        bias = graph.node("Mul", [less, graph.weight(np.float32(PADDING_SCORE), f"{name}.far")], f"{name}.padding")
+        bias = graph.node("Mul", [less, graph.weight(np.float32(-FAR), f"{name}.far")], f"{name}.padding")
         biases.append(graph.node("Unsqueeze", [bias, axes[1]], f"{name}.padding_bias"))
     if position_bias:
         row = graph.node("Slice", [position_bias, *axes], f"{name}.bias_row")  # from 0 to 1 of axis 2

@@ -11,10 +11,8 @@ from onnx import TensorProto
 from torch import nn
 from transformers import PreTrainedModel
 
-from utils.export.graph import ACTIVATIONS, HIDDEN_ACTIVATIONS, MICROSOFT, WORDS, Graph, NotFusable
+from utils.export.graph import ACTIVATIONS, FAR, HIDDEN_ACTIVATIONS, MICROSOFT, WORDS, Graph, NotFusable
 from utils.models.families import family_of, head_size_of, layers_of, reads_first_token
-
-FAR = -10000.0  # added to the scores of tokens out of sight, as onnxruntime does for padding; fits into fp16
 
 
 class _Shared(NamedTuple):

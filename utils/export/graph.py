@@ -14,6 +14,7 @@ from utils.system.errors import UserError
 OPSET, IR_VERSION = 17, 8
 MICROSOFT = "com.microsoft"
 WORDS = "word.weight"
+FAR = -10000.0  # added to the scores of tokens out of sight, as onnxruntime does for padding; fits into fp16
 
 # transformers' name of an activation -> its operator and the operator's domain.
 ACTIVATIONS = {

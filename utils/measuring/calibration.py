@@ -10,7 +10,6 @@ from utils.predictor.model import softmax
 
 NUM_BINS = 15
 LARGEST_LOG_TEMPERATURE = 4.0
-LEAST_SCALE = float(np.exp(-LARGEST_LOG_TEMPERATURE))
 CHANCE_DRAWS = 50
 
 
@@ -50,10 +49,8 @@ def fit_logit_scale(logits: np.ndarray, true: np.ndarray) -> tuple[float, float]
     """
     scores, temperature = logits.astype(np.float64), fit_temperature(logits, true)
     by_margin = scaled_logits(scores, (0.0, 1.0))
-    of_margin, constant = pool_weights(np.stack([by_margin, scores]), true, least_of_last=0.5 / temperature).tolist()
-    scaled = scaled_logits(scores, (constant, of_margin))
-    gains = log_likelihood(scaled, true) - log_likelihood(scores / temperature, true)
-    return (constant, of_margin) if gains.sum() > 1 else (1 / temperature, 0.0)
+    divisor, of_margin = _with_or_alone(by_margin, scores, temperature, true, least=0.5 / temperature, least_gain=1)
+    return 1 / divisor, of_margin
 
 
 def scaled_logits(logits: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
@@ -109,13 +106,26 @@ def cascade_weights(logits: list[np.ndarray], true: np.ndarray) -> list[tuple[fl
         true: label ids, int [rows].
     """
     weights = [(fit_temperature(logits[0], true), 0.0)]
+    least = float(np.exp(-LARGEST_LOG_TEMPERATURE))  # as of `fit_temperature`
     for number in range(1, len(logits)):
         before, own = cascade_logits(logits[:number], weights)[-1], logits[number].astype(np.float64)
-        of_before, of_own = pool_weights(np.stack([before, own]), true, least_of_last=LEAST_SCALE).tolist()
-        alone = fit_temperature(own, true)
-        gains = log_likelihood(of_before * before + of_own * own, true) - log_likelihood(own / alone, true)
-        weights.append((1 / of_own, of_before) if gains.sum() > 0.5 * np.log(len(true)) else (alone, 0.0))
+        weights.append(
+            _with_or_alone(before, own, fit_temperature(own, true), true, least, least_gain=0.5 * np.log(len(true)))
+        )
     return weights
+
+
+def _with_or_alone(
+    more: np.ndarray, own: np.ndarray, temperature: float, true: np.ndarray, least: float, least_gain: float
+) -> tuple[float, float]:
+    """What logits are to be divided by, and the weight of more logits that are added to them, all [rows, labels].
+
+    Alone they are divided by `temperature`, and the weight is 0, where both together do not raise the logarithm of the
+    likelihood of `true` by `least_gain`. Together, they are multiplied by no less than `least`.
+    """
+    of_more, of_own = pool_weights(np.stack([more, own]), true, least_of_last=least).tolist()
+    gains = log_likelihood(of_more * more + of_own * own, true) - log_likelihood(own / temperature, true)
+    return (1 / of_own, of_more) if gains.sum() > least_gain else (temperature, 0.0)
 
 
 def cascade_logits(logits: list[np.ndarray], weights: list[tuple[float, float]]) -> list[np.ndarray]:

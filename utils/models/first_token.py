@@ -103,7 +103,7 @@ def _attend(
     """
     attention = parts.attention
     dropout = getattr(attention, "attention_dropout", getattr(attention, "dropout", nn.Dropout(0.0)))
-    queries = parts.query(first)[:, 0].unflatten(-1, (-1, parts.head_size))  # [batch, heads, head size]
+    queries = parts.heads(parts.query(first))[:, :, 0]  # [batch, heads, head size]
     key, key_bias = parts.of_heads(parts.key)
     scores = torch.einsum("bhd,hdm->bhm", queries, key) @ states.transpose(1, 2)  # [batch, heads, length]
     scores = parts.head_size**-0.5 * (scores + (queries * key_bias).sum(-1, keepdim=True))
