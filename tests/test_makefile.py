@@ -83,17 +83,24 @@ def test_unlabelled_texts_are_learned_from_where_they_are_there(tmp_path, name):
     assert not any("--unlabelled" in command for command in commands(done, "train.py"))
 
 
-def test_the_quick_demo_fetches_unlabelled_texts(tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["demo"], "movie-reviews"),
+        (["demo", "QUICK=1"], "movie-reviews-1000"),
+        (["ladder", "DATA=data/movie-reviews"], "movie-reviews"),
+    ],
+)
+def test_unlabelled_texts_are_fetched(tmp_path, arguments, name):
     """Even where the labelled ones are there, of an older version: data/fetch.py says what to do."""
-    done = make(tmp_path, "-n", "demo", "QUICK=1")
+    done = make(tmp_path, "-n", *arguments)
     assert len(commands(done, "data/fetch.py")) == 1
     assert all("--unlabelled" in command for command in commands(done, "fastformers.py"))
-    assert not any("--unlabelled" in command for command in commands(make(tmp_path, "-n", "demo"), "fastformers.py"))
-    (tmp_path / "data/movie-reviews-1000").mkdir(parents=True)
-    (tmp_path / "data/movie-reviews-1000/train.txt").touch()
-    assert len(commands(make(tmp_path, "-n", "demo", "QUICK=1"), "data/fetch.py")) == 1
-    (tmp_path / "data/movie-reviews-1000/unlabelled.txt").touch()
-    assert not commands(make(tmp_path, "-n", "demo", "QUICK=1"), "data/fetch.py")
+    (tmp_path / f"data/{name}").mkdir(parents=True)
+    (tmp_path / f"data/{name}/train.txt").touch()
+    assert len(commands(make(tmp_path, "-n", *arguments), "data/fetch.py")) == 1
+    (tmp_path / f"data/{name}/unlabelled.txt").touch()
+    assert not commands(make(tmp_path, "-n", *arguments), "data/fetch.py")
 
 
 def test_a_larger_teacher_of_another_family(tmp_path):
@@ -132,9 +139,10 @@ def test_the_demo_makes_variants_of_its_rows(tmp_path):
     (tmp_path / "data/tickets/train.csv").touch()
     done = make(tmp_path, "-n", "demo")
     (command,) = commands(done, "augment_data.py")
-    assert "--data_dir=data/movie-reviews " in command and "--n_iter=8" in command
+    assert "--data_dir=data/movie-reviews " in command and "--n_iter=2" in command
     students = commands(done, "fastformers.py")
-    assert len(students) == 3 and all("--augmented" in command and "--epoch=1 " in command for command in students)
+    assert len(students) == 3 and all("--augmented --unlabelled" in command for command in students)
+    assert [command.split("--epoch=")[1][0] for command in students] == ["1", "2", "2"]
     for arguments in (["demo", "QUICK=1"], ["ladder", "DATA=data/tickets"]):
         done = make(tmp_path, "-n", *arguments)
         assert not commands(done, "augment_data.py") and "--augmented" not in done.stdout

@@ -196,6 +196,8 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(ROOT / name)
     write_texts(tmp_path / "data/sst2")
     write_texts(tmp_path / "data/movie-reviews")
+    texts = [f"{WORDS[i % 20]} {WORDS[i % 7]} unseen" for i in range(40)]
+    (tmp_path / "data/movie-reviews/unlabelled.txt").write_text("\n".join(texts) + "\n")
     for split, count in (("train", 96), ("valid", 32), ("test", 24)):  # for docs/tasks.md
         for name in ("comments", "movie-ratings"):
             (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)

