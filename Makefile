@@ -49,8 +49,8 @@ $(error DATA=$(DATA): give one folder, without spaces, colons and % signs in its
 endif
 
 # How much faster than the int8 teacher.
-CASCADE_OPTIONS = --target_speedup=$(if $(TEACHER),5,3)
-FAST_CASCADE_OPTIONS = --target_speedup=$(if $(TEACHER),26,4)
+CASCADE_OPTIONS = --target_speedup=5
+FAST_CASCADE_OPTIONS = --target_speedup=$(if $(TEACHER),26,6.5)
 
 ENCODER = embeddings/all-MiniLM-L6-v2
 CONFIG = configs/config-bert-cls.json
