@@ -156,9 +156,9 @@ def test_variables_in_the_place_of_its_own(tmp_path):
     epochs = {command.split("--save_path=")[1].split()[0]: command for command in commands(done, "fastformers.py")}
     assert "--epoch=5" in epochs["runs/tickets/pruned-small.pt"] and "--epoch=7" in epochs["runs/tickets/student.pt"]
     (command,) = commands(done, "cascade.py")
-    aims = re.findall(r"(--target_speedup=\d+) --output_dir=(\S+)", re.sub(r"\s+", " ", command))
+    aims = re.findall(r"(--(?:target_speedup|max_slowdown)=\S+) --output_dir=(\S+)", re.sub(r"\s+", " ", command))
     assert aims == [
-        ("--target_speedup=26", "runs/tickets/models/fast-cascade"),
+        ("--max_slowdown=2.2", "runs/tickets/models/fast-cascade"),
         ("--target_speedup=9", "runs/tickets/models/cascade"),
     ]
     (report,) = commands(done, "report.py")

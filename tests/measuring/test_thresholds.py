@@ -93,6 +93,11 @@ def test_choices_are_the_best_of_all_that_there_are(num_stages, seed):
         one = choose(measured, last_ms, target_speedup=speedup)
         best = max(accuracy for _, accuracy, mean_ms in tried if mean_ms * speedup <= last_ms)
         assert one.mean_ms * speedup <= last_ms and one.accuracy == pytest.approx(best)
+    first_ms = results.milliseconds[0].mean()
+    for slowdown in (1.0, 1.5, 2.0):
+        one = choose(measured, last_ms, max_slowdown=slowdown)
+        best = max(accuracy for _, accuracy, mean_ms in tried if mean_ms <= slowdown * first_ms + 1e-9)
+        assert one.mean_ms <= slowdown * first_ms + 1e-9 and one.accuracy == pytest.approx(best)
     line = frontier(measured)
     for one in line:
         assert not any(accuracy > one.accuracy + 1e-9 and mean_ms < one.mean_ms for _, accuracy, mean_ms in tried)
@@ -241,3 +246,5 @@ def test_a_speed_that_no_cascade_has():
     most = last_ms / results.milliseconds[0].mean()
     with pytest.raises(UserError, match=rf"--target_speedup=90: .* {most:.2f} times as fast"):
         choose(candidates(of_all(results), true), last_ms, target_speedup=90)
+    with pytest.raises(UserError, match=r"--max_slowdown=0.9: no cascade is faster than its first stage alone"):
+        choose(candidates(of_all(results), true), last_ms, max_slowdown=0.9)

@@ -172,14 +172,16 @@ def choose(
     max_accuracy_drop: float | None = None,
     max_asked: float | None = None,
     target_speedup: float | None = None,
+    max_slowdown: float | None = None,
 ) -> Candidate:
-    """The thresholds to take, by one of three aims.
+    """The thresholds to take, by one of four aims.
 
     Args:
         last_ms: mean milliseconds of the last stage alone.
         max_accuracy_drop: take the fastest whose lowest difference from the last stage is no more below it.
         max_asked: take the most accurate, as is to be expected, that pass on at most this share of the rows.
         target_speedup: likewise of those that are so many times as fast as the last stage.
+        max_slowdown: likewise of those that take at most so many times as long as the first stage alone.
 
     Raises:
         UserError: no thresholds are so fast, or none is so surely as accurate.
@@ -195,6 +197,13 @@ def choose(
         return min(safe, key=lambda one: (one.mean_ms, -one.accuracy))
     if max_asked is not None:
         fitting = [one for one in measured if one.asked <= max_asked + 1e-9]
+    elif max_slowdown is not None:
+        first_ms = min(one.mean_ms for one in measured)  # where it answers all
+        fitting = [one for one in measured if one.mean_ms <= max_slowdown * first_ms]
+        if not fitting:
+            raise UserError(
+                f"--max_slowdown={max_slowdown:g}: no cascade is faster than its first stage alone: give 1 or more"
+            )
     else:
         assert target_speedup is not None
         fitting = [one for one in measured if one.mean_ms * target_speedup <= last_ms]
