@@ -34,7 +34,7 @@ from utils.models.checkpoint import load_tokenizer
 from utils.models.classifier import load_model
 from utils.models.config import load_config
 from utils.models.families import layer_shapes
-from utils.pruning.budget import NEURON_STEP, Shapes, fit_macs, uniform, unit_macs
+from utils.pruning.budget import NEURON_STEP, Shapes, fit_macs, layer_macs, uniform
 from utils.pruning.latency_budget import measure_latencies, narrow_copy
 from utils.pruning.narrow import narrow_layer
 from utils.pruning.recipe import Ranking, prune_layers, rank, sample_batches
@@ -68,14 +68,17 @@ def parse_args() -> argparse.Namespace:
 
 def macs_fraction(model: PreTrainedModel, shapes: Shapes, length: float) -> float:
     """Fraction of the multiply-adds of all layers of `model` that layers of these shapes do."""
-    head, neuron = unit_macs(model, length)
-    pruned, whole = (sum(h * head + n * neuron for h, n in each) for each in (shapes, layer_shapes(model)))
+    costs = list(zip(*layer_macs(model, length), strict=True))
+    pruned, whole = (
+        sum(heads * head + neurons * neuron for (heads, neurons), (head, neuron) in zip(each, costs, strict=True))
+        for each in (shapes, layer_shapes(model))
+    )
     return pruned / whole
 
 
 def uniform_sizes(model: PreTrainedModel, fraction: float, length: float) -> tuple[int, int]:
     """Heads and neurons to keep in every layer, for `fraction` of the multiply-adds; all layers are alike."""
-    head, neuron = unit_macs(model, length)
+    head, neuron = map(sum, layer_macs(model, length))
     num_heads, num_neurons = layer_shapes(model)[0]
     heads = max(1, round(fraction * num_heads))
     neurons = (fraction * (num_heads * head + num_neurons * neuron) - heads * head) / neuron

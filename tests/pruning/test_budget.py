@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from utils.pruning.budget import NEURON_STEP, fit_macs, next_size, spread, uniform, unit_macs
+from utils.models.first_token import first_token_only
+from utils.pruning.budget import NEURON_STEP, fit_macs, layer_macs, next_size, spread, uniform
+from utils.pruning.latency_budget import narrow_copy
 from utils.system.errors import UserError
 
 
@@ -49,15 +52,41 @@ def test_the_same_numbers_in_every_layer():
     assert next_size(32, 16, steps_left=3, multiple=8) == 24
 
 
-def test_a_budget_of_macs(model):
+def macs(model, shapes, length) -> float:
+    """MACs of the matrix products of one row of `length` tokens, counted by PyTorch."""
+    narrow = narrow_copy(model, shapes).eval()
+    narrow.set_attn_implementation("eager")
+    ids = torch.full((1, length), 7)
+    with torch.no_grad(), first_token_only(narrow), FlopCounterMode(display=False) as counter:
+        narrow(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize("length", [1, 10])
+def test_macs_of_heads_and_neurons_are_those_that_the_model_computes(model, length):
+    whole = macs(model, [(4, 64), (4, 64)], length)
+    heads, neurons = layer_macs(model, length)
+    for layer in range(2):
+        for shape, cost in (((3, 64), heads[layer]), ((4, 32), 32 * neurons[layer])):
+            shapes = [(4, 64), (4, 64)]
+            shapes[layer] = shape
+            assert whole - macs(model, shapes, length) == pytest.approx(cost * length)
+
+
+def test_layers_cost_the_same_where_the_classifier_reads_all_tokens(model):
     """A head has 4 projections of 32 x 8 weights, and for each of 10 tokens a score and a product of 8 values each."""
-    assert unit_macs(model, 10) == (4 * 32 * 8 + 2 * 10 * 8, 2 * 32)
+    model.config.classifier_pooling = "mean"
+    assert layer_macs(model, 10) == ([4 * 32 * 8 + 2 * 10 * 8] * 2, [2 * 32] * 2)
+
+
+def test_a_budget_of_macs(model):
+    """The first layer's heads cost 1184 and its neurons 64, the last one's 166.4 and 6.4, in rows of 10 tokens."""
     heads = [torch.tensor([4.0, 3, 2, 1.5]), torch.tensor([4.0, 3, 2, 1])]
     neurons = [torch.full((64,), 1e-9)] * 2
     # All heads and the 32 neurons of each layer that always stay.
-    fraction = (4 * 1184 + 32 * 64) / (4 * 1184 + 64 * 64)
+    fraction = (4 * 1350.4 + 32 * 70.4) / (4 * 1350.4 + 64 * 70.4)
     assert fit_macs(model, heads, neurons, fraction, 10) == [(4, 32), (4, 32)]
-    # One head less.
-    assert fit_macs(model, heads, neurons, fraction - 0.01, 10) == [(4, 32), (3, 32)]
+    # One head less, which matters least for its cost: the first layer's.
+    assert fit_macs(model, heads, neurons, fraction - 0.01, 10)[0] == (3, 32)
     with pytest.raises(UserError, match="raise it"):
         fit_macs(model, heads, neurons, 0.1, 10)

@@ -6,7 +6,7 @@ A budget is of multiply-accumulates (MACs) here, of milliseconds in latency_budg
 import torch
 from transformers import PreTrainedModel
 
-from utils.models.families import family_of, head_size_of, layer_shapes
+from utils.models.families import family_of, head_size_of, layer_shapes, reads_first_token
 from utils.pruning.importance import Importance
 from utils.system.errors import UserError
 
@@ -35,15 +35,22 @@ def uniform(shapes: Shapes, num_heads: int | None, num_neurons: int | None, step
     ]
 
 
-def unit_macs(model: PreTrainedModel, length: float) -> tuple[float, float]:
-    """MACs a token of one attention head and of one FFN neuron, in rows of `length` tokens.
+def layer_macs(model: PreTrainedModel, length: float) -> tuple[list[float], list[float]]:
+    """MACs a token of one attention head, and of one FFN neuron, in every layer, in rows of `length` tokens.
 
     A head has four projections, the scores and their product with the values; a neuron has two columns of weights, or
-    three where it is gated.
+    three where it is gated. Where the classifier reads the first token alone, the last layer computes nothing else: its
+    keys and values come down to two products of that token's, and the scores and contexts are as wide as the states.
     """
     family, hidden_size, head_size = family_of(model), model.config.hidden_size, head_size_of(model)
     columns = family.packed.get(family.ffn_input, 1) + 1
-    return 4 * hidden_size * head_size + 2 * length * head_size, columns * hidden_size
+    projections, num_layers = 4 * hidden_size * head_size, len(layer_shapes(model))
+    heads = [projections + 2 * length * head_size] * num_layers
+    neurons = [float(columns * hidden_size)] * num_layers
+    if reads_first_token(model) and not family.shared_layer:
+        heads[-1] = projections / length + 2 * hidden_size
+        neurons[-1] = columns * hidden_size / length
+    return heads, neurons
 
 
 def fit_macs(model: PreTrainedModel, heads: Importance, neurons: Importance, fraction: float, length: float) -> Shapes:
@@ -56,9 +63,7 @@ def fit_macs(model: PreTrainedModel, heads: Importance, neurons: Importance, fra
     Raises:
         UserError: the budget is below the MACs of the smallest model.
     """
-    head, neuron = unit_macs(model, length)
-    num_layers = len(layer_shapes(model))
-    return spread(heads, neurons, [head] * num_layers, [neuron] * num_layers, fraction)
+    return spread(heads, neurons, *layer_macs(model, length), fraction)
 
 
 def spread(
