@@ -193,12 +193,10 @@ $(RUN)/teacher.done: $(DATA)/tokenized/meta.json
 	@touch $@
 endif
 
-# What pruning leaves of a teacher, which is not trained again.
-SHAPE_teacher = --target_macs=0.6
-
+# The teacher with three fifths of its multiplications, and not trained again.
 $(RUN)/pruned-teacher.done: $(RUN)/teacher.done
 	$(PYTHON) prune.py $(TEACHER_COMMON) --bert_output_dir=$(RUN)/teacher --model_path=$(RUN)/teacher.pt \
-		$(SHAPE_teacher) --bert_output_dir_pruned=$(RUN)/pruned-teacher --save_path_pruned=$(RUN)/pruned-teacher.pt
+		--target_macs=0.6 --bert_output_dir_pruned=$(RUN)/pruned-teacher --save_path_pruned=$(RUN)/pruned-teacher.pt
 	@touch $@
 
 # Half of 6 layers, as a student to start from.
@@ -232,7 +230,7 @@ $(RUN)/int8-%.done: $(RUN)/%.done
 	@touch $@
 
 # The smallest model, which asks larger ones where it is not sure. Served by processes of one thread, so measured so.
-STAGES = pruned-small $(if $(TEACHER),student assistant pruned-teacher,pruned-medium student) teacher
+STAGES = pruned-small $(if $(TEACHER),student assistant,pruned-medium student) teacher
 $(RUN)/cascades.done: $(STAGES:%=$(RUN)/int8-%.done)
 	$(PYTHON) cascade.py --data_dir=$(DATA) $(COLUMNS) $(STAGES:%=$(RUN)/models/%) --num_threads=1 \
 		$(FAST_CASCADE_OPTIONS) --output_dir=$(RUN)/models/fast-cascade \

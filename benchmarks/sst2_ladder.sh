@@ -1,12 +1,10 @@
-# The ladder of docs/results.md, and the two rounds of training that the accuracy table compares. benchmarks/sst2.sh reads
-# this file, and has the settings.
+# The ladder of docs/results.md, in two rounds. benchmarks/sst2.sh reads this file, and has the settings.
 #
-# The ladder's models learn from train.txt, TEXTS and OTHER_TEXTS at once. Of the two rounds, in the first 6 layers learn
-# from train.txt and TEXTS, for 3 epochs. In the second they go on for 2 epochs, from all texts, and give their layers to
-# the smaller models.
-FIRST_DATA=data/sst2-texts FIRST=runs/sst2-texts SECOND=runs/sst2-second LADDER=runs/sst2
+# In the first round 6 layers learn from train.txt and TEXTS, for 3 epochs. In the second they go on for 2 epochs, from
+# TEXTS and OTHER_TEXTS, and give their layers to the smaller models. The accuracy table shows models of both rounds.
+FIRST_DATA=data/sst2-texts FIRST=runs/sst2-texts SECOND=runs/sst2
 
-ladder() { # TARGET SEED VARIABLES...: make a ladder, or one of its models, from the larger teacher
+ladder() { # TARGET SEED VARIABLES...: make the ladder, or one of its models, from the larger teacher
     local target=$1 seed=$2
     shift 2
     make "$target" TEACHER=$LARGE TEACHER_OPTIONS="$LARGE_OPTIONS" \
@@ -23,15 +21,11 @@ first_round() { # TARGET SEED VARIABLES...: a model of the ladder, from TEXTS
     ladder "$1" "$2" DATA=$FIRST_DATA RUN=$FIRST EPOCHS_student=3 EPOCHS_small=4 "${@:3}"
 }
 
-all_texts() { # both files' texts, beside the data
-    [ -e $SST2/unlabelled.txt ] || cat "$TEXTS" "$OTHER_TEXTS" >$SST2/unlabelled.txt
-}
-
 second_round() { # TARGET SEED VARIABLES...: a model of the ladder, from all texts
     local variables="DATA=$SST2 RUN=$SECOND ENCODER=$FIRST/assistant EPOCHS_student=2 EPOCHS_small=3"
     if [ ! -e $SECOND/teacher.done ]; then # the same teacher, as the labelled rows are the same
         first_round $FIRST/assistant.done 42
-        all_texts
+        [ -e $SST2/unlabelled.txt ] || cat "$TEXTS" "$OTHER_TEXTS" >$SST2/unlabelled.txt
         ladder $SECOND/teacher-data/tokenized/meta.json 42 $variables
         cp -r $FIRST/teacher $FIRST/teacher.pt $SECOND
         touch $SECOND/teacher.done
@@ -58,12 +52,8 @@ of_round() { # first|second NAME MODEL SEED: a model of it; of other seeds, begu
 }
 
 ladder_table() {
-    local variables="DATA=$SST2 RUN=$LADDER EPOCHS_student=3 EPOCHS_small=3"
-    all_texts
-    ladder $LADDER/teacher.done 42 $variables
-    [ -e $LADDER/static/model.safetensors ] ||
-        .venv-model2vec/bin/python -m benchmarks.static_classifier $LADDER/teacher $SST2/train.txt $LADDER/static
-    ladder ladder 42 $variables STATIC=$LADDER/static \
-        STUDENT_OPTIONS="--kd_loss=mse --lr=3e-4 --batch_size=64 --dropout=0 --measure=kd_loss" \
-        SHAPE_teacher=--target_macs=0.35 FAST_CASCADE_OPTIONS=--max_slowdown=2.6
+    second_round $SECOND/teacher.done 42
+    [ -e $SECOND/static/model.safetensors ] ||
+        .venv-model2vec/bin/python -m benchmarks.static_classifier $SECOND/teacher $SST2/train.txt $SECOND/static
+    second_round ladder 42 STATIC=$SECOND/static
 }

@@ -125,8 +125,7 @@ def test_a_larger_teacher_of_another_family(tmp_path):
     assert all("=runs/tickets/teacher " in command and "--unlabelled" in command for command in distilled)
     (start,) = [command for command in commands(done, "prune.py") if "--keep_layers=1,3,5" in command]
     assert "--bert_output_dir=runs/tickets/assistant" in start
-    names = ("pruned-small", "student", "assistant", "pruned-teacher", "teacher")
-    stages = [f"runs/tickets/models/{name}" for name in names]
+    stages = [f"runs/tickets/models/{name}" for name in ("pruned-small", "student", "assistant", "teacher")]
     (cascade,) = commands(done, "cascade.py")
     assert [part for part in cascade.split() if "/models/" in part and not part.startswith("--")] == stages
     (link,) = [line for line in done.stdout.splitlines() if line.startswith("ln -sf")]
