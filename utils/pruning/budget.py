@@ -39,16 +39,21 @@ def layer_macs(model: PreTrainedModel, length: float) -> tuple[list[float], list
     """MACs a token of one attention head, and of one FFN neuron, in every layer, in rows of `length` tokens.
 
     A head has four projections, the scores and their product with the values; a neuron has two columns of weights, or
-    three where it is gated. Where the classifier reads the first token alone, the last layer computes nothing else: its
-    keys and values come down to two products of that token's, and the scores and contexts are as wide as the states.
+    three where it is gated. Where the classifier reads the first token alone, the last layer computes nothing else, as
+    `first_token_only` has it: keys and values come down to two products of that token's, and the scores and contexts
+    are as wide as the states; ModernBERT and DeBERTa still need the keys and values of all tokens. DeBERTa's terms of
+    position are left out.
     """
     family, hidden_size, head_size = family_of(model), model.config.hidden_size, head_size_of(model)
     columns = family.packed.get(family.ffn_input, 1) + 1
-    projections, num_layers = 4 * hidden_size * head_size, len(layer_shapes(model))
-    heads = [projections + 2 * length * head_size] * num_layers
+    projection, num_layers = hidden_size * head_size, len(layer_shapes(model))
+    heads = [4 * projection + 2 * length * head_size] * num_layers
     neurons = [float(columns * hidden_size)] * num_layers
     if reads_first_token(model) and not family.shared_layer:
-        heads[-1] = projections / length + 2 * hidden_size
+        if family.pre_norm or family.relative_embeddings is not None:
+            heads[-1] = 2 * projection + 2 * projection / length + 2 * head_size
+        else:
+            heads[-1] = 4 * projection / length + 2 * hidden_size
         neurons[-1] = columns * hidden_size / length
     return heads, neurons
 
